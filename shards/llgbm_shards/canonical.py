@@ -1,0 +1,99 @@
+"""Canonical JSON out, strict JSON in, and the digests of the format.
+
+Canonical: UTF-8, sorted keys, compact separators, one newline at the end, no NaN. Strict: bounded size and
+nesting, no duplicate keys, no NaN or Infinity, no lone surrogates, nothing after the value.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import xxhash
+from blake3 import blake3
+
+from llgbm_shards.errors import HeaderError
+
+#: Largest nesting of objects and arrays that :func:`load_json` accepts.
+MAX_JSON_DEPTH: Final = 64
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"{}[]"))
+
+
+def dump_json(value: Any) -> bytes:
+    """Canonical bytes of a JSON value.
+
+    Raises:
+        ValueError: The value holds NaN, Infinity or something JSON has no form for.
+    """
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def load_json(data: bytes, *, where: str, max_bytes: int) -> Any:
+    """Parse JSON that somebody else wrote.
+
+    Args:
+        data: The UTF-8 text.
+        where: Name of the file, for the message.
+        max_bytes: Longest text accepted.
+
+    Raises:
+        HeaderError: Too long, nested deeper than 64, a duplicate key, NaN, a lone surrogate,
+            or not JSON at all.
+    """
+    if len(data) > max_bytes:
+        raise HeaderError(
+            "too large", where=where, expected=f"at most {max_bytes} bytes", got=f"{len(data)} bytes"
+        )
+    depth = _nesting(data)
+    if depth > MAX_JSON_DEPTH:
+        raise HeaderError(
+            "nested too deeply", where=where, expected=f"at most {MAX_JSON_DEPTH} levels", got=f"{depth}"
+        )
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        _check_text(value)
+    except (ValueError, UnicodeError) as error:
+        raise HeaderError("not valid JSON", where=where, got=str(error)) from error
+    return value
+
+
+def blake3_hex(data: bytes | bytearray | memoryview) -> str:
+    """BLAKE3-256 of a buffer, as 64 lowercase hex digits."""
+    return blake3(data).hexdigest()
+
+
+def xxh3(data: bytes | bytearray | memoryview) -> int:
+    """XXH3-64 of a buffer: the loader's fast check of what it reads, not a defence against forgery."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def _nesting(data: bytes) -> int:
+    """Deepest bracket nesting outside strings, found without recursion."""
+    # Splitting at quotes alternates outside and inside of strings once escapes are out of the way.
+    outside = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    depth = deepest = 0
+    for byte in b"".join(outside).translate(None, _NO_BRACKETS):
+        depth += 1 if byte in b"{[" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"duplicate key {key[:80]!r}")
+            seen.add(key)
+    return unique
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_text(value: Any) -> None:
+    r"""Refuse lone surrogates: they come from ``\ud800`` escapes and cannot be written as UTF-8 again."""
+    json.dumps(value, ensure_ascii=False).encode()

@@ -1,0 +1,75 @@
+"""What a check found, as values; rendering is elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+LEVELS: Final = ("quick", "full")
+Kind = Literal["damage", "unreadable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Finding:
+    """One problem of a set, placed as narrowly as it is known.
+
+    Attributes:
+        shard: File of the set it concerns.
+        key: Key of the sample, empty when the finding is not about one sample.
+        member: Suffix of the member (``body.safetensors``), empty when it is not about one.
+        what: The problem, with what was expected and found.
+        kind: ``damage``: the bytes are wrong. ``unreadable``: they could not be read, so nothing is known.
+    """
+
+    shard: str
+    key: str = ""
+    member: str = ""
+    what: str
+    kind: Kind = "damage"
+
+    def to_json(self) -> dict[str, str]:
+        """The finding as a row of ``--format json``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """Result of a check.
+
+    Attributes:
+        path: The set, as the user named it.
+        level: ``quick`` or ``full``.
+        digest: Digest of the commit record; empty when that is damaged.
+        samples: Samples the record promises.
+        shards: Shards the record promises.
+        bytes_read: Bytes of shards that were read.
+        seconds: Wall time.
+        findings: All problems, ordered by shard, key and member.
+    """
+
+    path: str
+    level: str
+    digest: str
+    samples: int
+    shards: int
+    bytes_read: int
+    seconds: float
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Nothing was found."""
+        return not self.findings
+
+    @property
+    def exit_code(self) -> int:
+        """0 sound, 1 damage, 3 something could not be read (and no damage is known)."""
+        if any(finding.kind == "damage" for finding in self.findings):
+            return 1
+        return 3 if self.findings else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``--format json`` prints it."""
+        names = ("path", "level", "digest", "samples", "shards", "bytes_read", "seconds")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return {**fields, "sound": self.sound, "findings": [finding.to_json() for finding in self.findings]}

@@ -1,0 +1,76 @@
+"""index.parquet: a row a sample, in sample-number order: offset, sizes, digests, and columns to query."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llgbm_shards.errors import DamageError
+
+INDEX_NAME = "index.parquet"
+_ROW_GROUP = 1 << 16
+
+
+def index_schema(fields: Sequence[str]) -> pa.Schema:
+    """Columns of the index of a set that has these member fields."""
+    columns = [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+    ]
+    for field in fields:
+        columns += [
+            (f"{field}.size", pa.int64()),
+            (f"{field}.blake3", pa.binary(32)),
+            (f"{field}.xxh3_64", pa.uint64()),
+        ]
+    columns += [
+        ("checkpoint", pa.string()),
+        ("task", pa.string()),
+        ("base_model", pa.string()),
+        ("rank", pa.int32()),
+        ("has_delta", pa.bool_()),
+        ("delta_norm", pa.float64()),
+    ]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+
+def encode_index(rows: Mapping[str, Sequence[Any]], fields: Sequence[str]) -> bytes:
+    """Parquet bytes of the index, equal for equal rows and equal pyarrow.
+
+    Args:
+        rows: Column name -> values, all of one length.
+        fields: Member fields of the set, in member order.
+    """
+    table = pa.table(dict(rows), schema=index_schema(fields))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, store_schema=False)
+    return sink.getvalue()
+
+
+def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index as an Arrow table, all columns or some.
+
+    Raises:
+        DamageError: Not a parquet file, or other columns than the set's fields call for.
+    """
+    schema = index_schema(fields)
+    wanted = schema.names if columns is None else list(columns)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.schema_arrow.names != schema.names:
+            raise DamageError(
+                "wrong columns",
+                shard=INDEX_NAME,
+                expected=f"{schema.names}",
+                got=f"{file.schema_arrow.names}",
+            )
+        table = file.read(columns=wanted)
+        return table.cast(pa.schema([schema.field(name) for name in wanted]))
+    except (pa.ArrowException, OSError) as error:
+        raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error

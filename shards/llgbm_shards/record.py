@@ -1,0 +1,154 @@
+"""shardset.json: the commit record, written last, that pins every other file of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from blake3 import blake3
+
+from llgbm_shards.canonical import blake3_hex, dump_json, load_json
+from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.layout import Layout, Module
+
+RECORD_NAME: Final = "shardset.json"
+FORMAT: Final = "llgbm-shards/1"
+MAX_RECORD_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """One shard in the record: digest is BLAKE3 over its member lines, see :func:`shard_digest`."""
+
+    name: str
+    split: str
+    samples: int
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One other file in the record: POSIX path relative to the set, size, BLAKE3-256."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """What ``shardset.json`` says.
+
+    Attributes:
+        layout: dtype, rank, chunk, token order and module table.
+        members: Member fields of every sample, in tar order.
+        texts: How conditions are rebuilt (forms, joiner, prefix, suffix, pad_id, padding_side,
+            truncation_side, vocab_size); forms is empty when the set has no texts member.
+        delta_width: Hidden width of the deltas, 0 when the set has none.
+        options: The build options that shaped the content.
+        shards: The shards, train before val, by number.
+        files: index.parquet, skipped.json and the text tokenizer's files.
+    """
+
+    layout: Layout
+    members: tuple[str, ...]
+    texts: dict[str, Any]
+    delta_width: int
+    options: dict[str, Any]
+    shards: tuple[ShardEntry, ...]
+    files: tuple[FileEntry, ...]
+    digest: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields but the digest."""
+        return {
+            "format": FORMAT,
+            "options": self.options,
+            "dtype": self.layout.dtype,
+            "rank": self.layout.rank,
+            "chunk": self.layout.chunk,
+            "token_order": self.layout.token_order,
+            "members": list(self.members),
+            "modules": [module.to_json() for module in self.layout.modules],
+            "texts": self.texts,
+            "delta_width": self.delta_width,
+            "shards": [_row(entry) for entry in self.shards],
+            "files": [_row(entry) for entry in self.files],
+        }
+
+    def to_bytes(self) -> bytes:
+        """The canonical file."""
+        fields = self.to_json()
+        return dump_json({**fields, "digest": blake3_hex(dump_json(fields))})
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of a file by name.
+
+        Raises:
+            DamageError: The record does not list it.
+        """
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise DamageError("the commit record does not list this file", shard=name)
+
+
+def parse_record(data: bytes) -> CommitRecord:
+    """Read a commit record and prove it: canonical bytes, known format, its own digest.
+
+    Raises:
+        DamageError: Any bit of it is not what was written.
+    """
+    try:
+        fields = load_json(data, where=RECORD_NAME, max_bytes=MAX_RECORD_BYTES)
+        if not isinstance(fields, dict) or dump_json(fields) != data:
+            raise HeaderError("not canonical JSON", where=RECORD_NAME)
+        digest = fields.pop("digest", None)
+        if fields.get("format") != FORMAT:
+            raise HeaderError(
+                "unknown format", where=RECORD_NAME, expected=FORMAT, got=f"{fields.get('format')!r:.40}"
+            )
+        actual = blake3_hex(dump_json(fields))
+        if digest != actual:
+            raise HeaderError("edited or damaged", where=RECORD_NAME, expected=f"digest {digest}", got=actual)
+        return _from_json(fields, actual)
+    except HeaderError as error:
+        raise DamageError(error.what, shard=RECORD_NAME, expected=error.expected, got=error.got) from error
+    except (KeyError, TypeError) as error:
+        raise DamageError(
+            "a field is missing or of another type", shard=RECORD_NAME, got=repr(error)
+        ) from error
+
+
+def shard_digest(members: Iterable[tuple[str, int, str]]) -> str:
+    """BLAKE3 over a line ``name TAB size TAB hex digest NEWLINE`` per member, in tar order."""
+    digest = blake3()
+    for name, size, member_digest in members:
+        digest.update(f"{name}\t{size}\t{member_digest}\n".encode())
+    return digest.hexdigest()
+
+
+def _row(entry: ShardEntry | FileEntry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in entry.__slots__}
+
+
+def _from_json(fields: dict[str, Any], digest: str) -> CommitRecord:
+    layout = Layout(
+        dtype=fields["dtype"],
+        rank=fields["rank"],
+        chunk=fields["chunk"],
+        token_order=fields["token_order"],
+        modules=tuple(Module.from_json(row) for row in fields["modules"]),
+    )
+    return CommitRecord(
+        layout=layout,
+        members=tuple(fields["members"]),
+        texts=fields["texts"],
+        delta_width=fields["delta_width"],
+        options=fields["options"],
+        shards=tuple(ShardEntry(**row) for row in fields["shards"]),
+        files=tuple(FileEntry(**row) for row in fields["files"]),
+        digest=digest,
+    )

@@ -1,0 +1,190 @@
+"""The sample codec: one packed checkpoint as the members of a tar that share a key.
+
+Member order, names and contents are DESIGN.md's section "The set on disk"; FORMAT.md spells them out for
+other readers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from llgbm_shards.canonical import dump_json
+from llgbm_shards.errors import HeaderError
+from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE, Layout
+from llgbm_shards.npy import decode_npy, encode_npy, npy_header
+from llgbm_shards.tensors import decode_arrays, encode_arrays, header_bytes
+
+#: Fields in the order of their members in the tar, with the suffix of the member's name after ``key.``.
+SUFFIX: Final = {
+    "body": "body.safetensors",
+    "scales": "scales.npy",
+    "texts": "texts.safetensors",
+    "delta": "delta.npy",
+    "json": "json",
+}
+_KEY_LENGTH: Final = 60
+Buffer = bytes | bytearray | memoryview
+
+
+def sample_key(path: str) -> str:
+    """The key of a checkpoint: readable, unique, free of dots (WebDataset cuts keys at the first dot).
+
+    Args:
+        path: POSIX path of the checkpoint relative to the zoo.
+    """
+    readable = re.sub(r"[^A-Za-z0-9_]", "-", path).lstrip("-_")[:_KEY_LENGTH] or "root"
+    return f"{readable}-{blake3(path.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMember:
+    """One member ready to be written, with the digests of exactly the buffers that are written.
+
+    Attributes:
+        field: ``body``, ``scales``, ``texts``, ``delta`` or ``json``.
+        parts: Buffers whose concatenation is the member.
+        size: Bytes in all.
+        blake3: BLAKE3-256, 32 bytes.
+        xxh3_64: XXH3-64, for the loader's verification at full speed.
+    """
+
+    field: str
+    parts: tuple[Buffer, ...]
+    size: int
+    blake3: bytes
+    xxh3_64: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The member's row in the sample's json."""
+        return {"name": SUFFIX[self.field], "size": self.size, "digest": self.blake3.hex()}
+
+
+def encode_member(field: str, *parts: Buffer) -> EncodedMember:
+    """Digest the buffers of a member; nothing is copied."""
+    strong, fast = blake3(), xxhash.xxh3_64()
+    for part in parts:
+        strong.update(part)
+        fast.update(part)
+    size = sum(memoryview(part).nbytes for part in parts)
+    return EncodedMember(field, parts, size, strong.digest(), fast.intdigest())
+
+
+def body_header(layout: Layout) -> bytes:
+    """The safetensors header that every body of a set starts with; its length is a multiple of 64."""
+    return header_bytes({"body": (SAFETENSORS_DTYPE[layout.dtype], layout.body_shape)})
+
+
+def encode_body(body: NDArray[Any], layout: Layout) -> EncodedMember:
+    """The body member from the body's bits, (N, r, chunk) uint16 or uint32, C-contiguous."""
+    _expect(body, layout.body_shape, np.dtype(BIT_DTYPE[layout.dtype]), "body")
+    return encode_member("body", body_header(layout), body.reshape(-1).view(np.uint8).data)
+
+
+def encode_scales(scales: NDArray[np.float32], layout: Layout) -> EncodedMember:
+    """The scales member from (N, 2) float32."""
+    _expect(scales, (layout.num_tokens, 2), np.dtype("<f4"), "scales")
+    return encode_member("scales", encode_npy(scales))
+
+
+def encode_texts(texts: Mapping[str, tuple[NDArray[np.int32], NDArray[np.int64]]]) -> EncodedMember:
+    """The texts member from form -> (ids (total,) int32, offsets (n+1,) int64)."""
+    arrays: dict[str, NDArray[Any]] = {}
+    dtypes: dict[str, str] = {}
+    for form, (ids, offsets) in texts.items():
+        arrays[f"{form}.ids"], dtypes[f"{form}.ids"] = ids, "I32"
+        arrays[f"{form}.offsets"], dtypes[f"{form}.offsets"] = offsets, "I64"
+    return encode_member("texts", encode_arrays(arrays, dtypes))
+
+
+def encode_delta(delta: NDArray[np.float32]) -> EncodedMember:
+    """The delta member from (hidden,) float32."""
+    return encode_member("delta", encode_npy(delta))
+
+
+def encode_json(info: Mapping[str, Any], others: Sequence[EncodedMember]) -> EncodedMember:
+    """The json member: what is known of the checkpoint, plus sizes and digests of the other members."""
+    return encode_member("json", dump_json({**info, "members": [member.to_json() for member in others]}))
+
+
+def decode_body(data: Buffer, layout: Layout, *, where: str) -> NDArray[Any]:
+    """The body's bits (N, r, chunk), a view on ``data``.
+
+    Raises:
+        HeaderError: The member is not a body of this layout.
+    """
+    head = body_header(layout)
+    view = memoryview(data)
+    if len(view) != len(head) + layout.body_bytes or view[: len(head)] != head:
+        raise HeaderError(
+            "not a body of this set's layout", where=where, expected=f"{layout.dtype} {layout.body_shape}"
+        )
+    return np.frombuffer(view[len(head) :], BIT_DTYPE[layout.dtype]).reshape(layout.body_shape)
+
+
+def decode_scales(data: Buffer, layout: Layout, *, where: str) -> NDArray[np.float32]:
+    """The scales (N, 2), a view on ``data``."""
+    return decode_npy(memoryview(data), (layout.num_tokens, 2), where=where)
+
+
+def decode_delta(data: Buffer, width: int, *, where: str) -> NDArray[np.float32]:
+    """The delta (width,), a view on ``data``."""
+    return decode_npy(memoryview(data), (width,), where=where)
+
+
+def decode_texts(
+    data: Buffer, forms: Sequence[str], *, where: str
+) -> dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Form -> (ids, offsets), views on ``data``; offsets are checked to be a ragged partition of the ids.
+
+    Raises:
+        HeaderError: Other tensors, other shapes, or offsets that do not start at 0, fall, or miss the end.
+    """
+    arrays = decode_arrays(memoryview(data), where=where)
+    if set(arrays) != {f"{form}.{part}" for form in forms for part in ("ids", "offsets")}:
+        raise HeaderError(
+            "texts do not hold the set's forms",
+            where=where,
+            expected=", ".join(forms),
+            got=f"{sorted(arrays)}",
+        )
+    texts = {}
+    for form in forms:
+        ids, offsets = arrays[f"{form}.ids"], arrays[f"{form}.offsets"]
+        sound = ids.dtype == np.int32 and offsets.dtype == np.int64 and ids.ndim == offsets.ndim == 1
+        if (
+            not sound
+            or len(offsets) < 2
+            or offsets[0] != 0
+            or offsets[-1] != len(ids)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise HeaderError("offsets do not partition the ids", where=f"{where} {form}")
+        texts[form] = (ids, offsets)
+    return texts
+
+
+def fixed_sizes(layout: Layout, delta_width: int) -> dict[str, int]:
+    """Bytes of the members whose size the layout fixes."""
+    return {
+        "body": len(body_header(layout)) + layout.body_bytes,
+        "scales": len(npy_header((layout.num_tokens, 2))) + 8 * layout.num_tokens,
+        "delta": len(npy_header((delta_width,))) + 4 * delta_width,
+    }
+
+
+def _expect(array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        raise HeaderError(
+            "array does not fit the layout",
+            where=name,
+            expected=f"{dtype} {shape}",
+            got=f"{array.dtype} {array.shape}",
+        )

@@ -1,0 +1,241 @@
+"""ShardSet: a committed set, opened for reading. Opening proves the commit record and the index."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llgbm_shards import ustar
+from llgbm_shards.canonical import blake3_hex, load_json
+from llgbm_shards.errors import DamageError, HeaderError, UsageError
+from llgbm_shards.index import INDEX_NAME, decode_index
+from llgbm_shards.layout import Layout
+from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, parse_record
+from llgbm_shards.sample import SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
+from llgbm_shards.storage import read_file, storage_errors
+
+_MAX_JSON_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemberExtent:
+    """Where one member's bytes stand and what they must hash to."""
+
+    shard: str
+    key: str
+    field: str
+    offset: int
+    size: int
+    blake3: str
+    xxh3_64: int
+
+    @property
+    def name(self) -> str:
+        """The member's name in the tar."""
+        return f"{self.key}.{SUFFIX[self.field]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decoded sample; absent fields are None. Arrays are views on the bytes that were read."""
+
+    key: str
+    body: NDArray[Any] | None
+    scales: NDArray[np.float32] | None
+    texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] | None
+    delta: NDArray[np.float32] | None
+    json: dict[str, Any]
+
+
+class ShardSet:
+    """A committed shard set.
+
+    Args:
+        path: Directory of the set.
+        expect_digest: Digest that ``shardset.json`` must have, as printed at the end of a build.
+
+    Raises:
+        DamageError: No commit record (an unfinished set), or the record or the index is damaged.
+        UsageError: The digest is not the expected one.
+        StorageError: Something cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, expect_digest: str | None = None) -> None:
+        self.path = Path(path)
+        self.record = read_record(self.path)
+        if expect_digest is not None and expect_digest != self.record.digest:
+            raise UsageError(
+                "another set than expected",
+                where=str(path),
+                expected=f"digest {expect_digest}",
+                got=self.record.digest,
+                do="Use the set that was pinned, or pin this one's digest.",
+            )
+
+    @property
+    def layout(self) -> Layout:
+        """dtype, rank, chunk, token order and module table."""
+        return self.record.layout
+
+    @property
+    def digest(self) -> str:
+        """Digest of the commit record; it pins every byte of the set."""
+        return self.record.digest
+
+    @functools.cached_property
+    def _index_bytes(self) -> bytes:
+        data = read_file(self.path / INDEX_NAME)
+        entry = self.record.file(INDEX_NAME)
+        if len(data) != entry.size or blake3_hex(data) != entry.digest:
+            raise DamageError(
+                "not the index that was committed",
+                shard=INDEX_NAME,
+                expected=f"{entry.size} bytes, digest {entry.digest}",
+                got=f"{len(data)} bytes, digest {blake3_hex(data)}",
+                do="Run `llgbm-pack repair`, or copy the set again.",
+            )
+        return data
+
+    def index(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index, all columns or some; row order is the sample number."""
+        return decode_index(self._index_bytes, self.record.members, columns=columns)
+
+    def __len__(self) -> int:
+        return sum(shard.samples for shard in self.record.shards)
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """Keys in sample-number order."""
+        keys: list[str] = self.index(["key"]).column("key").to_pylist()
+        return keys
+
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self.keys)}
+
+    def number(self, sample: str | int) -> int:
+        """Sample number of a key (or of a number, checked).
+
+        Raises:
+            UsageError: The set has no such sample.
+        """
+        number = self._number.get(sample, -1) if isinstance(sample, str) else sample
+        if not 0 <= number < len(self):
+            raise UsageError(
+                "no such sample", where=str(self.path), got=f"{sample!r:.200}", do="`inspect` lists keys."
+            )
+        return number
+
+    def extents(self, sample: str | int) -> list[MemberExtent]:
+        """The members of one sample, in tar order."""
+        row = self.index().slice(self.number(sample), 1).to_pylist()[0]
+        return row_extents(row, self.record.members)
+
+    def shard_extents(self, shard: str) -> Iterator[list[MemberExtent]]:
+        """The members of every sample of one shard, sample by sample in tar order."""
+        table = self.index()
+        rows = table.filter(pa.compute.equal(table.column("shard"), shard)).to_pylist()
+        for row in rows:
+            yield row_extents(row, self.record.members)
+
+    def read_member(self, extent: MemberExtent) -> bytes:
+        """The verified bytes of one member.
+
+        Raises:
+            DamageError: They are not what was written.
+            StorageError: They cannot be read.
+        """
+        path = self.path / extent.shard
+        with storage_errors(path), path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), extent.size, extent.offset)
+        actual = blake3_hex(data)
+        if actual != extent.blake3:
+            raise DamageError(
+                "truncated" if len(data) < extent.size else "damaged",
+                shard=extent.shard,
+                key=extent.key,
+                member=SUFFIX[extent.field],
+                expected=f"{extent.size} bytes, digest {extent.blake3}",
+                got=f"{len(data)} bytes, digest {actual}",
+                do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+            )
+        return data
+
+    def read_sample(self, sample: str | int) -> Sample:
+        """One sample, verified and decoded."""
+        extents = self.extents(sample)
+        data = {extent.field: self.read_member(extent) for extent in extents}
+        key = extents[0].key
+        try:
+            return decode_sample(key, data, self.record)
+        except HeaderError as error:
+            raise DamageError(error.what, shard=extents[0].shard, key=key, member=error.where) from error
+
+
+def decode_sample(key: str, data: dict[str, bytes], record: CommitRecord) -> Sample:
+    """Decode the members of one sample.
+
+    Raises:
+        HeaderError: A member is not what the record says it is.
+    """
+    layout = record.layout
+    info = load_json(data["json"], where="json", max_bytes=_MAX_JSON_BYTES)
+    texts, delta = data.get("texts"), data.get("delta")
+    return Sample(
+        key=key,
+        body=decode_body(data["body"], layout, where=SUFFIX["body"]),
+        scales=decode_scales(data["scales"], layout, where=SUFFIX["scales"]),
+        texts=None if texts is None else decode_texts(texts, record.texts["forms"], where=SUFFIX["texts"]),
+        delta=None if delta is None else decode_delta(delta, record.delta_width, where=SUFFIX["delta"]),
+        json=info,
+    )
+
+
+def read_record(path: Path) -> CommitRecord:
+    """The commit record of the set in a directory.
+
+    Raises:
+        DamageError: There is none (the set is unfinished), or it is damaged.
+    """
+    record = path / RECORD_NAME
+    if not record.exists():
+        unfinished = (path / ".pack").is_dir()
+        raise DamageError(
+            "the set is unfinished: its build has not committed" if unfinished else "not a shard set",
+            shard=str(path),
+            expected=RECORD_NAME,
+            got="no such file" if path.is_dir() else "no such directory",
+            do="Run the same build command again to finish it."
+            if unfinished
+            else "Name the directory that a build wrote.",
+        )
+    return parse_record(read_file(record, max_bytes=MAX_RECORD_BYTES))
+
+
+def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:
+    """Extents of the members of one index row."""
+    extents = []
+    offset = row["offset"]
+    for field in fields:
+        size = row[f"{field}.size"]
+        extents.append(
+            MemberExtent(
+                row["shard"],
+                row["key"],
+                field,
+                offset + ustar.BLOCK,
+                size,
+                row[f"{field}.blake3"].hex(),
+                row[f"{field}.xxh3_64"],
+            )
+        )
+        offset += ustar.BLOCK + ustar.padded(size)
+    return extents

@@ -1,0 +1,275 @@
+"""Texts as a set stores them: ragged token ids without padding or special tokens, and what puts those back.
+
+A text of ``n`` ids is stored as just these ids. The tokenizer's own
+``padding="max_length", truncation=True, max_length=L`` result is::
+
+    [prefix] ids cut to L - len(prefix) - len(suffix) [suffix], padded with pad_id to L
+
+cut and padded on the sides the tokenizer cuts and pads. Packing verifies for each text that this holds, so any
+length above the number of special tokens can be asked for later, without the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_shards.errors import HeaderError, UsageError
+
+#: The forms a condition can have, in the order in which a set lists them.
+FORMS: Final = ("prompt", "answer", "prompt_answer")
+_SIDES: Final = ("left", "right")
+_MAX_ID: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConditionSpec:
+    """What rebuilds padded conditions from bare ids; the ``texts`` field of ``shardset.json``.
+
+    Attributes:
+        forms: Forms the set holds, some of :data:`FORMS`.
+        joiner: What stands between prompt and answer in the form ``prompt_answer``.
+        prefix: Special ids before each text.
+        suffix: Special ids after each text.
+        pad_id: Id of the padding.
+        padding_side: ``left`` or ``right``.
+        truncation_side: The side that loses ids: ``left`` or ``right``.
+        vocab_size: One more than the largest id the tokenizer can give.
+    """
+
+    forms: tuple[str, ...]
+    joiner: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    pad_id: int
+    padding_side: str
+    truncation_side: str
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        known = [form for form in FORMS if form in self.forms]
+        if not self.forms or list(self.forms) != known:
+            raise UsageError("unknown forms", expected=f"some of {FORMS}, in this order", got=f"{self.forms}")
+        for side in (self.padding_side, self.truncation_side):
+            if side not in _SIDES:
+                raise UsageError("unknown side of padding or truncation", expected="left or right", got=side)
+        if not 0 < self.vocab_size <= _MAX_ID:
+            raise UsageError("impossible vocabulary", expected="1 to 2^31 - 1 ids", got=f"{self.vocab_size}")
+        for special in (*self.prefix, *self.suffix, self.pad_id):
+            if not 0 <= special < self.vocab_size:
+                raise UsageError(
+                    "special id outside the vocabulary", expected=f"below {self.vocab_size}", got=f"{special}"
+                )
+
+    @property
+    def num_special(self) -> int:
+        """Number of special ids around each text."""
+        return len(self.prefix) + len(self.suffix)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``texts`` field of ``shardset.json``."""
+        return {
+            "forms": list(self.forms),
+            "joiner": self.joiner,
+            "prefix": list(self.prefix),
+            "suffix": list(self.suffix),
+            "pad_id": self.pad_id,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "vocab_size": self.vocab_size,
+        }
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str = "texts") -> ConditionSpec:
+        """Parse what :meth:`to_json` gave.
+
+        Raises:
+            HeaderError: A field is missing, unknown, of another type or out of range.
+        """
+        if not isinstance(value, dict) or set(value) != set(_FIELDS):
+            got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise HeaderError("not a description of texts", where=where, expected=", ".join(_FIELDS), got=got)
+        for name, kind in _FIELDS.items():
+            if not _is(value[name], kind):
+                raise HeaderError(
+                    f"{name} has another type", where=where, expected=kind, got=repr(value[name])[:80]
+                )
+        try:
+            return cls(
+                forms=tuple(value["forms"]),
+                joiner=value["joiner"],
+                prefix=tuple(value["prefix"]),
+                suffix=tuple(value["suffix"]),
+                pad_id=value["pad_id"],
+                padding_side=value["padding_side"],
+                truncation_side=value["truncation_side"],
+                vocab_size=value["vocab_size"],
+            )
+        except UsageError as error:
+            raise HeaderError(error.what, where=where, expected=error.expected, got=error.got) from error
+
+
+_FIELDS: Final = {
+    "forms": "list of str",
+    "joiner": "str",
+    "prefix": "list of int",
+    "suffix": "list of int",
+    "pad_id": "int",
+    "padding_side": "str",
+    "truncation_side": "str",
+    "vocab_size": "int",
+}
+
+
+def _is(value: object, kind: str) -> bool:
+    if kind.startswith("list of "):
+        return isinstance(value, list) and all(_is(item, kind[8:]) for item in value)
+    # bool is an int to isinstance, but not to JSON.
+    return type(value).__name__ == kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RaggedTexts:
+    """The texts of one form of one sample.
+
+    Attributes:
+        ids: (total,) int32, all texts one after the other.
+        offsets: (n+1,) int64; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def checked(
+        cls, ids: NDArray[np.int32], offsets: NDArray[np.int64], *, where: str, vocab_size: int = _MAX_ID
+    ) -> RaggedTexts:
+        """Ragged texts of arrays that somebody else wrote.
+
+        Raises:
+            HeaderError: Wrong dtype or rank, no text, offsets that do not climb from 0 to the number of ids, or an id
+                outside the vocabulary.
+        """
+        for name, array, dtype in (("ids", ids, np.int32), ("offsets", offsets, np.int64)):
+            if array.ndim != 1 or array.dtype != dtype:
+                got = f"{array.dtype} of shape {array.shape}"
+                raise HeaderError(
+                    f"{name} of another kind", where=where, expected=f"1-D {dtype.__name__}", got=got
+                )
+        if (
+            offsets.size < 2
+            or offsets[0] != 0
+            or offsets[-1] != ids.size
+            or (offsets[1:] < offsets[:-1]).any()
+        ):
+            raise HeaderError(
+                "offsets do not divide the ids",
+                where=where,
+                expected=f"at least two, climbing from 0 to {ids.size}",
+                got=f"{offsets.size} offsets",
+            )
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+            got = f"{int(ids.min())} to {int(ids.max())}"
+            raise HeaderError(
+                "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
+            )
+        return cls(ids, offsets)
+
+    @classmethod
+    def of(cls, texts: Sequence[NDArray[np.int32]]) -> RaggedTexts:
+        """Join separate texts."""
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([text.size for text in texts], out=offsets[1:])
+        ids = np.concatenate(texts) if texts else np.zeros(0)
+        return cls(ids.astype(np.int32, copy=False), offsets)
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        """The ids of one text, as a view."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def rebuild(
+    ids: NDArray[np.int32], spec: ConditionSpec, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One padded condition, as the tokenizer itself would give it.
+
+    Args:
+        ids: (n,) the text's bare ids.
+        spec: What stands around them.
+        length: Length to pad and truncate to, in ids.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, each (length,) int64.
+
+    Raises:
+        UsageError: The length leaves no room beside the special ids.
+    """
+    check_length(length, spec)
+    input_ids, mask = np.empty((1, length), np.int64), np.empty((1, length), np.int64)
+    rebuild_into([ids], spec, input_ids, mask)
+    return input_ids[0], mask[0]
+
+
+def rebuild_into(
+    texts: Sequence[NDArray[np.int32]],
+    spec: ConditionSpec,
+    input_ids: NDArray[np.int64],
+    attention_mask: NDArray[np.int64],
+) -> None:
+    """Fill the rows of a batch with padded conditions; the length is that of a row.
+
+    Args:
+        texts: Bare ids of B texts.
+        spec: What stands around them.
+        input_ids: (B, length), overwritten.
+        attention_mask: (B, length), overwritten: 1 where a text or its special ids are, 0 on padding.
+
+    Raises:
+        UsageError: The length leaves no room beside the special ids, or the shapes do not agree.
+    """
+    length = input_ids.shape[-1]
+    check_length(length, spec)
+    if not (input_ids.shape == attention_mask.shape == (len(texts), length)):
+        got = f"{input_ids.shape} and {attention_mask.shape}"
+        raise UsageError("batch of another shape", expected=f"({len(texts)}, {length}) twice", got=got)
+    input_ids.fill(spec.pad_id)
+    attention_mask.fill(0)
+    room, prefix = length - spec.num_special, len(spec.prefix)
+    for row, mask, ids in zip(input_ids, attention_mask, texts, strict=True):
+        kept = ids[max(ids.size - room, 0) :] if spec.truncation_side == "left" else ids[:room]
+        used = kept.size + spec.num_special
+        start = length - used if spec.padding_side == "left" else 0
+        row[start : start + prefix] = spec.prefix
+        row[start + prefix : start + prefix + kept.size] = kept
+        row[start + prefix + kept.size : start + used] = spec.suffix
+        mask[start : start + used] = 1
+
+
+def longest_length(texts: Sequence[NDArray[np.int32]], spec: ConditionSpec, limit: int) -> int:
+    """Length that ``padding="longest"`` gives a batch of these texts, never above ``limit``."""
+    check_length(limit, spec)
+    return min(limit, max(max((ids.size for ids in texts), default=0) + spec.num_special, 1))
+
+
+def check_length(length: int, spec: ConditionSpec) -> None:
+    """Refuse a length with no room for text.
+
+    Raises:
+        UsageError: It is not above the number of special ids; there tokenizers do not cut, they give more than asked.
+    """
+    if length <= spec.num_special:
+        raise UsageError(
+            "text length leaves no room for text",
+            where="max_text_length",
+            expected=f"above the {spec.num_special} special ids",
+            got=f"{length}",
+        )
