@@ -1,0 +1,29 @@
+"""llgbm-pack: from a zoo of LoRA checkpoints to a shard set. Names are imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llgbm_pack.build import build
+    from llgbm_pack.deltas import DeltaCache
+    from llgbm_pack.options import PackOptions
+    from llgbm_pack.report import PackReport
+    from llgbm_pack.tokenizer import LoraTokenizer2D
+
+__all__ = ["DeltaCache", "LoraTokenizer2D", "PackOptions", "PackReport", "build"]
+
+_HOMES = {
+    "DeltaCache": "deltas",
+    "LoraTokenizer2D": "tokenizer",
+    "PackOptions": "options",
+    "PackReport": "report",
+    "build": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

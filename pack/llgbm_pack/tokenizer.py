@@ -1,0 +1,159 @@
+"""LoraTokenizer2D: the tokenizer of one adapter in memory, with the interface users know from DnD's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llgbm_loader.frame import FRAMES, ZERO_STDS, frame_tokens, unframe
+from llgbm_pack.decode import decode_body
+from llgbm_pack.encode import BodyEncoder
+from llgbm_pack.module_layout import make_layout, parse_key, peft_key
+from llgbm_shards.errors import CheckpointError, UsageError
+from llgbm_shards.layout import PADDING_BITS, TOKEN_ORDERS, Layout
+
+
+class LoraTokenizer2D:
+    """Cuts LoRA weights into 2-D tokens, and back.
+
+    Args:
+        order: Order of the modules, ``sorted`` or ``dnd``.
+        frame: ``dnd``, ``fp32`` or ``none``, see ``llgbm_loader.frame.frame_tokens``.
+        zero_std: How a piece of zero std is shown, ``nan`` or ``zeros``.
+        chunk: Columns of a piece; by default the greatest common divisor of the weights' widths.
+        rank: Rows of a piece; by default the largest rank of the weights.
+
+    Raises:
+        UsageError: An option has a value it cannot have.
+    """
+
+    def __init__(
+        self,
+        order: str = "sorted",
+        frame: str = "dnd",
+        zero_std: str = "nan",
+        chunk: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        for option, value, known in (
+            ("order", order, TOKEN_ORDERS),
+            ("frame", frame, FRAMES),
+            ("zero_std", zero_std, ZERO_STDS),
+        ):
+            if value not in known:
+                raise UsageError("unknown value", where=option, expected=" or ".join(known), got=repr(value))
+        self.order = order
+        self.frame = frame
+        self.zero_std = zero_std
+        self.chunk = chunk
+        self.rank = rank
+
+    def layout(self, weights: Mapping[str, Tensor]) -> Layout:
+        """The layout of these weights' tokens.
+
+        Args:
+            weights: PEFT keys to tensors.
+
+        Raises:
+            CheckpointError: A key or tensor cannot be tokenized; it is named.
+            UsageError: ``chunk`` or ``rank`` cannot be used.
+        """
+        return self._layout(_pairs(weights))
+
+    def tokenize(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Tokenizes the weights of one adapter.
+
+        Args:
+            weights: PEFT keys (``...lora_A.weight`` or ``...lora_A.default.weight``) to tensors of one dtype:
+                bfloat16, float16 or float32.
+
+        Returns:
+            tokens (N, H, W) float32 and scales (N, 2) float32, on the CPU.
+
+        Raises:
+            CheckpointError: A key or tensor cannot be tokenized; it is named.
+            UsageError: ``chunk`` or ``rank`` cannot be used.
+        """
+        pairs = _pairs(weights)
+        layout = self._layout(pairs)
+        body = torch.empty(layout.body_shape, dtype=getattr(torch, layout.dtype))
+        scales = torch.empty(layout.num_tokens, 2)
+        BodyEncoder(layout).encode(pairs, body, scales)
+        tokens = frame_tokens(body, scales, frame=self.frame, zero_std=self.zero_std, dtype=torch.float32)
+        return tokens, scales
+
+    def detokenize(
+        self, tokens: Tensor, scales: Tensor | None = None, *, like: Mapping[str, Tensor] | Layout
+    ) -> dict[str, Tensor]:
+        """Restores weights from tokens.
+
+        Args:
+            tokens: (N, H, W), as :meth:`tokenize` or a generator gives them.
+            scales: (N, 2) mean and std; decoded from the frame when not given.
+            like: Weights with the keys, shapes and dtype to restore, or a layout (then PEFT's keys, modules told
+                from the padding).
+
+        Returns:
+            Keys to tensors.
+
+        Raises:
+            UsageError: Tokens, scales and ``like`` do not fit each other.
+            CheckpointError: ``like`` has weights that cannot be tokenized.
+        """
+        keys: dict[tuple[str, str], str] = {}
+        if isinstance(like, Layout):
+            layout, ranks = like, None
+        else:
+            pairs = _pairs(like)
+            layout, ranks = self._layout(pairs), {name: pair[0].shape[0] for name, pair in pairs.items()}
+            keys = {place: key for key in like if (place := parse_key(key))}
+        body, used = self._body_of(tokens.detach().cpu(), scales, layout)
+        restored: dict[str, Tensor] = {}
+        for name, pair in decode_body(body, used, layout, ranks=ranks).items():
+            for side, tensor in zip("AB", pair, strict=True):
+                restored[keys.get((name, side), peft_key(name, side))] = tensor
+        return restored if isinstance(like, Layout) else {key: restored[key] for key in like}
+
+    def _body_of(self, tokens: Tensor, scales: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+        shape = layout.body_shape if self.frame == "none" else layout.tokens_shape
+        if tuple(tokens.shape) != shape:
+            raise UsageError(
+                "tokens do not fit the weights", expected=f"{shape}", got=f"{tuple(tokens.shape)}"
+            )
+        if scales is not None:
+            return tokens[:, : layout.rank, : layout.chunk], scales.detach().cpu()
+        if self.frame == "none":
+            raise UsageError("tokens without a frame need scales", where="scales", got="None")
+        return unframe(tokens)
+
+    def _layout(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Layout:
+        shapes = {name: (low.shape[0], low.shape[1], high.shape[0]) for name, (low, high) in pairs.items()}
+        dtype = next((str(low.dtype).removeprefix("torch.") for low, _ in pairs.values()), "float32")
+        if dtype not in PADDING_BITS:
+            raise CheckpointError("dtype cannot be tokenized", expected=" or ".join(PADDING_BITS), got=dtype)
+        return make_layout(shapes, dtype=dtype, token_order=self.order, chunk=self.chunk, rank=self.rank)
+
+
+def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in weights.items():
+        place = parse_key(key)
+        if place is None:
+            raise CheckpointError(
+                "not a LoRA matrix", where=key, expected="*.lora_A.weight or *.lora_B.weight"
+            )
+        if tensor.ndim != 2:
+            raise CheckpointError(
+                "not a matrix", where=key, expected="2 dimensions", got=f"{tuple(tensor.shape)}"
+            )
+        module = sides.setdefault(place[0], {})
+        if place[1] in module:
+            raise CheckpointError("named twice", where=key)
+        module[place[1]] = tensor.detach().cpu()
+    for name, module in sides.items():
+        if len(module) != 2:
+            missing = "B" if "A" in module else "A"
+            raise CheckpointError("half of a pair is missing", where=name, expected=f"lora_{missing}.weight")
+    return {name: (module["A"], module["B"]) for name, module in sides.items()}
