@@ -1,0 +1,165 @@
+"""The text tokenizer: load it, save its files without a trace of this machine, and describe it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_shards.errors import StorageError, UsageError
+from llgbm_shards.texts import FORMS, ConditionSpec
+
+#: Settings that say how and from where a tokenizer was loaded, not what it is.
+_LOADING_KEYS: Final = frozenset({"is_local", "local_files_only", "name_or_path", "_commit_hash"})
+_PROBES: Final = ("hello", "A b, c.", "x = 1\ny = 2", "Größe 12")
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a transformers tokenizer; no code that comes with it is run.
+
+    Args:
+        name: A directory, or a name on the hub.
+
+    Raises:
+        UsageError: There is no such tokenizer, or it cannot be loaded.
+        StorageError: transformers is not installed.
+    """
+    try:
+        # Takes seconds to import, and only packing of texts needs it.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+    except ImportError as error:
+        raise StorageError(
+            "transformers is missing", where="--text-tokenizer", do="pip install transformers"
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            "the text tokenizer cannot be loaded",
+            where=name,
+            expected="a directory that save_pretrained wrote, or a tokenizer of the hub",
+            got=first,
+            do="Without a network, give --text-tokenizer a directory.",
+        ) from error
+
+
+def save_tokenizer(name: str, directory: Path) -> tuple[Path, ...]:
+    """Save a tokenizer's files, the same bytes each time and whatever place it was loaded from.
+
+    The copy is loaded again and must agree with the original.
+
+    Args:
+        name: A directory, or a name on the hub.
+        directory: Where to write; made if absent.
+
+    Returns:
+        The files written, sorted.
+
+    Raises:
+        UsageError: It cannot be loaded, saved, or loaded again as what it was.
+    """
+    tokenizer = load_tokenizer(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(str(directory))
+    _strip_places(directory / "tokenizer_config.json")
+    copy = load_tokenizer(str(directory))
+    if _portrait(tokenizer) != _portrait(copy):
+        raise UsageError(
+            "the saved text tokenizer is not what it was",
+            where=name,
+            expected="equal ids, special tokens and sides after save_pretrained",
+            do="Convert it to a fast tokenizer (tokenizer.json) first.",
+        )
+    return tuple(sorted(path for path in directory.rglob("*") if path.is_file()))
+
+
+def describe(
+    tokenizer: Any, *, forms: Sequence[str] = ("prompt",), joiner: str = "\n"
+) -> tuple[ConditionSpec, str]:
+    """What rebuilds this tokenizer's padded results from bare ids.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        forms: Forms to pack.
+        joiner: What stands between prompt and answer.
+
+    Returns:
+        The description, and a note for the report when the end-of-text id has to serve as padding (else empty).
+
+    Raises:
+        UsageError: It puts special tokens anywhere but before and after a text, or has nothing to pad with.
+    """
+    prefix, suffix = _affixes(tokenizer)
+    pad_id, note = _pad_id(tokenizer)
+    top = max([*tokenizer.get_vocab().values(), *prefix, *suffix, pad_id])
+    unknown = sorted(set(forms) - set(FORMS))
+    if unknown:
+        raise UsageError("unknown form", where="--form", expected=", ".join(FORMS), got=", ".join(unknown))
+    spec = ConditionSpec(
+        forms=tuple(form for form in FORMS if form in forms),
+        joiner=joiner,
+        prefix=prefix,
+        suffix=suffix,
+        pad_id=pad_id,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        vocab_size=top + 1,
+    )
+    return spec, note
+
+
+def _pad_id(tokenizer: Any) -> tuple[int, str]:
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id), ""
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            "the text tokenizer has no padding token",
+            where="--text-tokenizer",
+            expected="a pad_token, or an eos_token to pad with",
+            do="Set tokenizer.pad_token, save_pretrained() it and give that directory.",
+        )
+    note = f"the text tokenizer has no padding token: its end-of-text id {tokenizer.eos_token_id} pads"
+    return int(tokenizer.eos_token_id), note
+
+
+def _affixes(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special ids before and after every text: the one split that fits all probe texts."""
+    common: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
+    for text in _PROBES:
+        bare = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        full = tuple(tokenizer(text)["input_ids"])
+        extra = len(full) - len(bare)
+        starts = [at for at in range(extra + 1) if full[at : at + len(bare)] == bare]
+        splits = {(full[:at], full[at + len(bare) :]) for at in starts}
+        common = splits if common is None else common & splits
+    if not common:
+        raise UsageError(
+            "the text tokenizer does more than put special tokens before and after a text",
+            where="--text-tokenizer",
+            do="Use a tokenizer whose special tokens do not depend on the text.",
+        )
+    return min(common)
+
+
+def _portrait(tokenizer: Any) -> tuple[object, ...]:
+    """What must survive saving."""
+    ids = [
+        (tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in _PROBES
+    ]
+    sides = (tokenizer.padding_side, tokenizer.truncation_side)
+    return ids, sides, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.get_vocab()
+
+
+def _strip_places(config: Path) -> None:
+    """Drop paths of this machine from a tokenizer_config.json; a name on the hub is dropped as well."""
+    values = json.loads(config.read_bytes())
+    kept = {
+        key: value
+        for key, value in values.items()
+        if key not in _LOADING_KEYS and not (key.endswith("_file") and isinstance(value, str))
+    }
+    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    config.write_text(text, encoding="utf-8", newline="\n")

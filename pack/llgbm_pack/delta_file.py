@@ -1,0 +1,127 @@
+"""The file of one delta, read strictly: a vector of finite floats, and the one its manifest describes."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from llgbm_shards.errors import CheckpointError
+
+#: Largest file of one delta or base activation read, in bytes.
+MAX_DELTA_BYTES: Final = 64 << 20
+_NORM_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedDelta:
+    """One verified delta.
+
+    Attributes:
+        array: (hidden,) float32.
+        norm: Its Euclidean norm.
+        file_digest: BLAKE3 of its file, 64 hex digits.
+        note: What was changed on the way in (a cast), or empty.
+    """
+
+    array: NDArray[np.float32]
+    norm: float
+    file_digest: str
+    note: str
+
+
+def read_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> NDArray[np.float32]:
+    """The array of :func:`load_delta`, (hidden,) float32."""
+    return load_delta(file, width=width, norm=norm).array
+
+
+def load_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> LoadedDelta:
+    """Read a delta and verify it against what is said of it elsewhere.
+
+    Args:
+        file: An npy file.
+        width: The width it must have, if known.
+        norm: The Euclidean norm it must have, within 1e-3 relative, if known.
+
+    Raises:
+        CheckpointError: The file is absent, not one vector of floats, not finite, or of another width or norm.
+    """
+    array, digest, note = read_array(file, dimensions=1)
+    do = "Measure this delta again, or correct its manifest."
+    if width is not None and array.size != width:
+        got = f"{array.size}"
+        raise CheckpointError("delta of another width", where=file.name, expected=f"{width}", got=got, do=do)
+    own = float(np.linalg.norm(array.astype(np.float64)))
+    if norm is not None and not math.isclose(own, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
+        wanted = f"{norm:.6g}"
+        what = "delta of another norm than its manifest says"
+        raise CheckpointError(what, where=file.name, expected=wanted, got=f"{own:.6g}", do=do)
+    return LoadedDelta(array=array, norm=own, file_digest=digest, note=note)
+
+
+def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str, str]:
+    """Read an npy file of floats strictly; pickles and object arrays have no way in.
+
+    Args:
+        file: The file.
+        dimensions: Most dimensions allowed; at least one is wanted.
+
+    Returns:
+        The array as C-ordered float32, BLAKE3 of the file in hex, and a note when it was cast.
+
+    Raises:
+        CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.
+    """
+    try:
+        with file.open("rb") as handle:
+            data = handle.read(MAX_DELTA_BYTES + 1)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise CheckpointError("the delta cannot be read", where=file.name, got=got) from error
+    if len(data) > MAX_DELTA_BYTES:
+        raise CheckpointError(
+            "too large for a delta", where=file.name, expected=f"at most {MAX_DELTA_BYTES} bytes"
+        )
+    stored = _parse_npy(data, file)
+    if not 1 <= stored.ndim <= dimensions or stored.size == 0:
+        got = f"shape {stored.shape}"
+        raise CheckpointError("delta of another shape", where=file.name, expected="(hidden,)", got=got)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(stored, "<f4")
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise CheckpointError(
+            "delta not finite", where=file.name, expected="finite float32", got=f"{bad} other values"
+        )
+    note = "" if stored.dtype == np.dtype("<f4") else f"cast from {stored.dtype} to float32"
+    return array, blake3(data).hexdigest(), note
+
+
+def _parse_npy(data: bytes, file: Path) -> NDArray[Any]:
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, fortran, dtype = read(stream, max_header_size=4096)
+    except (ValueError, KeyError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise CheckpointError("not an npy array", where=file.name, got=str(error)[:120]) from error
+    if dtype.str not in ("<f2", "<f4", "<f8"):
+        raise CheckpointError(
+            "delta of another dtype", where=file.name, expected="<f4 (or <f2, <f8)", got=dtype.str
+        )
+    body = data[stream.tell() :]
+    expected = math.prod(shape) * dtype.itemsize
+    if len(body) != expected:
+        counts = f"{len(body)} bytes"
+        raise CheckpointError(
+            "npy file cut short or too long", where=file.name, expected=f"{expected}", got=counts
+        )
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,269 @@
+"""The delta cache: deltas by checkpoint path, written so that neither a crash nor a second writer loses any."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_pack.delta_file import LoadedDelta, read_array
+from llgbm_pack.delta_lag import LagCorrelation, delta_lag_correlation
+from llgbm_pack.delta_manifest import (
+    MANIFEST,
+    NAMED_MANIFEST,
+    DeltaEntry,
+    adapter_id,
+    find_manifest,
+    inside,
+    parse_entries,
+    read_manifest,
+)
+from llgbm_pack.join import join_deltas
+from llgbm_shards.errors import UsageError
+from llgbm_shards.npy import encode_npy
+from llgbm_shards.storage import storage_errors, write_file
+
+__all__ = ["DeltaCache", "DeltaEntry", "LagCorrelation", "LoadedDelta", "delta_lag_correlation"]
+
+_BASE_FILE: Final = "base_activation.npy"
+_LOCK_FILE: Final = ".lock"
+
+
+class DeltaCache:
+    """A directory of deltas in either of the two forms users keep; a new one is made in the first form.
+
+    Args:
+        cache_dir: The directory. It need not exist before something is saved.
+    """
+
+    def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
+        self.cache_dir = Path(cache_dir)
+        self._signature: tuple[object, ...] = ()
+        self._manifest: dict[str, Any] = {"adapters": {}}
+        self._entries: tuple[DeltaEntry, ...] = ()
+        self._by_path: dict[str, list[DeltaEntry]] = {}
+
+    def entries(self) -> tuple[DeltaEntry, ...]:
+        """All adapters in the manifest's order, read again when the manifest has changed; no delta is read.
+
+        Raises:
+            UsageError: The manifest is not one.
+            StorageError: It cannot be read.
+        """
+        path = find_manifest(self.cache_dir)
+        if path is None:
+            self._signature, self._manifest, self._entries, self._by_path = (), {"adapters": {}}, (), {}
+            return ()
+        stat = path.stat()
+        signature = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if signature != self._signature:
+            manifest = read_manifest(path)
+            self._entries = parse_entries(manifest, path)
+            self._by_path = {}
+            for entry in self._entries:
+                self._by_path.setdefault(entry.path, []).append(entry)
+            self._signature, self._manifest = signature, manifest
+        return self._entries
+
+    def get_delta(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
+        """The delta recorded for exactly this path string, None if there is none.
+
+        Returns:
+            (hidden,) float32.
+
+        Raises:
+            UsageError: Two adapters are recorded under this path.
+            CheckpointError: The delta is absent, damaged or not the one the manifest describes.
+        """
+        self.entries()
+        found = self._by_path.get(os.fspath(path), [])
+        if len(found) > 1:
+            raise _two_candidates(os.fspath(path), found)
+        return found[0].load().array if found else None
+
+    def get_delta_for_checkpoint(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
+        """The delta of a checkpoint that may have been moved: joined as in :mod:`llgbm_pack.join`, never by substring.
+
+        Of the checkpoint only its path is known here, not the zoo around it; joining a whole zoo at once knows more.
+
+        Returns:
+            (hidden,) float32, or None if none fits.
+
+        Raises:
+            UsageError: Two fit equally well.
+            CheckpointError: The delta is absent, damaged or not the one the manifest describes.
+        """
+        exact = self.get_delta(path)
+        if exact is not None:
+            return exact
+        name = Path(path).absolute().as_posix().lstrip("/")
+        result = join_deltas([name], zoo_root="/", entries=self.entries())
+        if result.ambiguous:
+            raise _two_candidates(os.fspath(path), result.ambiguous[0][1])
+        return result.matches[name].entry.load().array if name in result.matches else None
+
+    def get_all_deltas(self) -> dict[str, NDArray[np.float32]]:
+        """All deltas by the path string they were recorded under; all of them are held in memory.
+
+        Raises:
+            UsageError: Two adapters are recorded under one path.
+            CheckpointError: A delta is absent, damaged or not the one the manifest describes.
+        """
+        entries = self.entries()
+        double = next((found for found in self._by_path.values() if len(found) > 1), None)
+        if double:
+            raise _two_candidates(double[0].path, double)
+        return {entry.path: entry.load().array for entry in entries}
+
+    def get_base_activation(self) -> NDArray[np.float32] | None:
+        """The base model's activation, (hidden,) or (probes, hidden) float32; None if none was saved."""
+        self.entries()
+        file = self._base_file()
+        return read_array(file, dimensions=2)[0] if file.exists() else None
+
+    def save_delta(self, path: str | os.PathLike[str], delta: NDArray[Any], **fields: str) -> str:
+        """Save a delta under a path string, in place of one saved before.
+
+        Args:
+            path: The checkpoint's path; the string is kept as it is.
+            delta: (hidden,) finite floats; kept as float32.
+            **fields: More fields of its manifest entry, such as ``task`` or ``source_digest``.
+
+        Returns:
+            Its key in the manifest.
+
+        Raises:
+            UsageError: Not a finite vector.
+            StorageError: It cannot be written.
+        """
+        return self.save_deltas({os.fspath(path): delta}, **fields)[0]
+
+    def save_deltas(self, deltas: Mapping[str, NDArray[Any]], **fields: str) -> list[str]:
+        """Save many deltas with one rewriting of the manifest; as :meth:`save_delta` otherwise."""
+        arrays = {path: _vector(delta, path) for path, delta in deltas.items()}
+        keys: list[str] = []
+
+        def change(manifest: dict[str, Any], named: bool) -> None:
+            for path, array in arrays.items():
+                key, info = self._new_info(path, array, named, fields)
+                write_file(self.cache_dir / info.get("delta_file", f"{key}.npy"), encode_npy(array))
+                manifest["adapters"][key] = {**manifest["adapters"].get(key, {}), **info}
+                keys.append(key)
+
+        self._change(change)
+        return keys
+
+    def save_base_activation(self, activation: NDArray[Any]) -> None:
+        """Save the base model's activation, (hidden,) or (probes, hidden) finite floats; kept as float32."""
+        array = _vector(activation, "base activation", dimensions=2)
+
+        def change(manifest: dict[str, Any], named: bool) -> None:
+            if named:
+                manifest["base_activation_file"] = _BASE_FILE
+            write_file(self.cache_dir / _BASE_FILE, encode_npy(array))
+
+        self._change(change)
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Record how the deltas were measured: ``base_model``, ``probes``, ``layer``, ``dtype`` and what else."""
+        self._change(
+            lambda manifest, _named: manifest.update(config={**manifest.get("config", {}), **config})
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says: count, width, norms, provenance, and whether there is a base activation."""
+        entries = self.entries()
+        norms = [entry.norm for entry in entries if entry.norm is not None]
+        return {
+            "num_deltas": len(entries),
+            "hidden_size": next((entry.width for entry in entries if entry.width), None),
+            "norm_mean": float(np.mean(norms)) if norms else None,
+            "norm_min": min(norms, default=None),
+            "norm_max": max(norms, default=None),
+            "base_model": entries[0].base_model if entries else "",
+            "has_base_activation": self._base_file().exists(),
+        }
+
+    def clear(self) -> None:
+        """Forget all deltas and the base activation, and delete their files; other files stay."""
+
+        def change(manifest: dict[str, Any], _named: bool) -> None:
+            base = self._base_file()
+            manifest["adapters"] = {}
+            files.extend([*(entry.file for entry in self._entries), base])
+
+        files: list[Path] = []
+        # First the manifest, then the files: a crash between leaves files nobody names, not names without files.
+        self._change(change)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def _base_file(self) -> Path:
+        name = self._manifest.get("base_activation_file") or _BASE_FILE
+        if not isinstance(name, str):
+            got = repr(name)[:80]
+            raise UsageError(
+                "base_activation_file is no name", where=str(self.cache_dir), expected="a string", got=got
+            )
+        return inside(self.cache_dir, name, where=str(self.cache_dir))
+
+    def _new_info(
+        self, path: str, array: NDArray[np.float32], named: bool, fields: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        norm = float(np.linalg.norm(array.astype(np.float64)))
+        old = self._by_path.get(path, [])
+        if len(old) > 1:
+            raise _two_candidates(path, old)
+        key = old[0].key if old else adapter_id(path)
+        if not named:
+            return key, {"path": path, "norm": norm, "shape": [array.size], **fields}
+        file = old[0].file.relative_to(self.cache_dir).as_posix() if old else f"{key}.npy"
+        return key, {"adapter_path": path, "delta_file": file, "task": "", "delta_norm": norm, **fields}
+
+    def _change(self, change: Callable[[dict[str, Any], bool], None]) -> None:
+        """Read the manifest, change it and write it back, while no other process does."""
+        with _locked(self.cache_dir):
+            self.entries()
+            path = find_manifest(self.cache_dir) or self.cache_dir / MANIFEST
+            manifest = {**self._manifest, "adapters": dict(self._manifest["adapters"])}
+            change(manifest, path.name == NAMED_MANIFEST)
+            text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+            write_file(path, text.encode() + b"\n")
+
+
+def _two_candidates(path: str, found: Iterable[DeltaEntry]) -> UsageError:
+    listed = ", ".join(f"{entry.key} ({entry.path})" for entry in found)
+    return UsageError("two deltas for one checkpoint", where=path, expected="one", got=listed)
+
+
+def _vector(values: NDArray[Any], where: str, dimensions: int = 1) -> NDArray[np.float32]:
+    array = np.asarray(values)
+    if not 1 <= array.ndim <= dimensions or array.size == 0 or array.dtype.kind != "f":
+        got = f"{array.dtype} of shape {array.shape}"
+        raise UsageError("not a delta", where=where, expected="(hidden,) floats", got=got)
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(array, "<f4")
+    if not np.isfinite(single).all():
+        raise UsageError("delta not finite", where=where, expected="finite float32")
+    return single
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the cache's lock; the kernel lets it go when the process ends, however it ends."""
+    with storage_errors(directory / _LOCK_FILE):
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with storage_errors(directory / _LOCK_FILE):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

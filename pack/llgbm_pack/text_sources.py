@@ -1,0 +1,164 @@
+"""Readers of the JSON files that texts come in; each gives (prompt, answer) pairs or says what is wrong.
+
+Known shapes, all of them bounded and strict:
+
+* ``{"prompts": [...], "answers": [...], "task": "..."}`` (``probes`` stands for ``prompts`` in a probes file);
+* ``["a prompt", ...]``;
+* ``[{"prompt": ..., "response" or "answer": ..., "system": ...}, ...]``, as DnD keeps its texts;
+* ``[{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}, ...]``, ShareGPT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from llgbm_shards.canonical import load_json
+from llgbm_shards.errors import CheckpointError, HeaderError
+
+#: Largest text file that is read, in bytes.
+MAX_TEXT_BYTES: Final = 64 << 20
+_ASKING: Final = frozenset({"human", "user"})
+_ANSWERING: Final = frozenset({"gpt", "assistant"})
+_ANSWER_KEYS: Final = ("response", "answer")
+_PROMPT_KEYS: Final = ("prompts", "probes")
+
+
+class Text(NamedTuple):
+    """One text of a checkpoint.
+
+    Attributes:
+        prompt: The prompt; may be empty.
+        answer: The answer; empty when the file has none.
+    """
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFile:
+    """What one file of texts holds.
+
+    Attributes:
+        texts: Its texts in file order, at least one.
+        task: The task it names, or empty.
+    """
+
+    texts: tuple[Text, ...]
+    task: str = ""
+
+
+def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
+    """Read a file of texts in any of the known shapes.
+
+    Raises:
+        CheckpointError: Unreadable, too large, not strict JSON, or of no known shape.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise CheckpointError(
+            "texts cannot be read", where=path.name, got=error.strerror or str(error)
+        ) from error
+    try:
+        value = load_json(data, where=path.name, max_bytes=max_bytes)
+    except HeaderError as error:
+        raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
+    return parse_texts(value, where=path.name)
+
+
+def parse_texts(value: object, *, where: str) -> TextFile:
+    """The texts in a JSON value.
+
+    Raises:
+        CheckpointError: It has no known shape, or no text.
+    """
+    if isinstance(value, dict):
+        return _parse_lists(value, where)
+    if not isinstance(value, list):
+        raise _fault("texts of no known shape", where, "an object with prompts, or a list", value)
+    _not_empty(value, where)
+    return TextFile(
+        texts=tuple(_parse_item(item, f"{where} text {index}") for index, item in enumerate(value))
+    )
+
+
+def _parse_lists(value: dict[str, Any], where: str) -> TextFile:
+    key = next((key for key in _PROMPT_KEYS if key in value), "")
+    if not key:
+        raise _fault("no prompts", where, 'the key "prompts"', sorted(value)[:8])
+    prompts = _strings(value[key], f"{where} {key}")
+    _not_empty(prompts, where)
+    answers = _strings(value.get("answers", []), f"{where} answers")
+    if len(answers) > len(prompts):
+        counts = f"{len(answers)} answers"
+        raise CheckpointError(
+            "more answers than prompts", where=where, expected=f"{len(prompts)}", got=counts
+        )
+    padded = [*answers, *[""] * (len(prompts) - len(answers))]
+    task = _string(value.get("task", ""), f"{where} task")
+    return TextFile(texts=tuple(map(Text, prompts, padded)), task=task)
+
+
+def _parse_item(item: object, where: str) -> Text:
+    if isinstance(item, str):
+        return Text(item, "")
+    if not isinstance(item, dict) or not ("prompt" in item or "conversations" in item):
+        raise _fault("text of no known shape", where, "a string, {prompt, response} or {conversations}", item)
+    if "prompt" not in item:
+        return _parse_conversation(item["conversations"], where)
+    key = next((key for key in _ANSWER_KEYS if key in item), "")
+    answer = _string(item[key], f"{where} {key}") if key else ""
+    return Text(_string(item["prompt"], f"{where} prompt"), answer)
+
+
+def _parse_conversation(turns: object, where: str) -> Text:
+    """The first exchange of a ShareGPT conversation; a system turn before it is passed over."""
+    if not isinstance(turns, list):
+        raise _fault("conversation is no list", where, "a list of turns", turns)
+    said = [_parse_turn(turn, f"{where} turn {number}") for number, turn in enumerate(turns)]
+    first = next((number for number, (speaker, _) in enumerate(said) if speaker in _ASKING), -1)
+    if first < 0:
+        raise _fault(
+            "conversation without a prompt", where, "a turn of human or user", [who for who, _ in said][:8]
+        )
+    after = said[first + 1 : first + 2]
+    answer = after[0][1] if after and after[0][0] in _ANSWERING else ""
+    return Text(said[first][1], answer)
+
+
+def _parse_turn(turn: object, where: str) -> tuple[str, str]:
+    if not isinstance(turn, dict) or not {"from", "value"} <= set(turn):
+        raise _fault("turn of no known shape", where, "from and value", turn)
+    return _string(turn["from"], f"{where} from"), _string(turn["value"], f"{where} value")
+
+
+def _strings(value: object, where: str) -> list[str]:
+    if not isinstance(value, list):
+        raise _fault("not a list", where, "a list of strings", value)
+    return [_string(item, f"{where} {index}") for index, item in enumerate(value)]
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _fault("not a string", where, "a string", value)
+    return value
+
+
+def _not_empty(value: Sequence[object], where: str) -> None:
+    if not value:
+        raise CheckpointError(
+            "no texts",
+            where=where,
+            expected="at least one",
+            got="an empty list",
+            do="Add a prompt or remove the file.",
+        )
+
+
+def _fault(what: str, where: str, expected: str, got: object) -> CheckpointError:
+    return CheckpointError(what, where=where, expected=expected, got=repr(got)[:80])

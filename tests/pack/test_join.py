@@ -1,0 +1,188 @@
+"""The table of join cases. A wrong join is the worst outcome: several rows are there to stay unjoined."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.join import join_deltas
+
+
+class Case(NamedTuple):
+    """``recorded``: paths in the cache, or name=path. ``joined``: checkpoint -> (index of its delta, rule)."""
+
+    name: str
+    checkpoints: list[str]
+    recorded: list[str]
+    joined: dict[str, tuple[int, str]]
+    missing: Sequence[str] = ()
+    ambiguous: Mapping[str, list[int]] = MappingProxyType({})
+    maps: Sequence[tuple[str, str]] = ()
+    root: str = "data/zoo"
+    absolute: str = "/home/me/data/zoo"
+
+
+CASES = [
+    Case("exact as given", ["arc/x"], ["data/zoo/arc/x"], {"arc/x": (0, "exact")}),
+    Case("exact absolute", ["arc/x"], ["/home/me/data/zoo/arc/x"], {"arc/x": (0, "exact")}),
+    Case("exact, untidy", ["arc/x"], ["./data//zoo/arc/x/"], {"arc/x": (0, "exact")}),
+    Case("exact, its weights file", ["arc/x"], ["data/zoo/arc/x/adapter_model.safetensors"], {"arc/x": (0, "exact")}),
+    Case("relative to the zoo", ["arc/x"], ["arc/x"], {"arc/x": (0, "relative")}),
+    Case("zoo is the working directory", ["arc/x"], ["arc/x"], {"arc/x": (0, "exact")}, root="."),
+    Case("zoo is the checkpoint", ["."], ["/old/zoo"], {".": (0, "tail")}),
+    Case("zoo is another checkpoint", ["."], ["/old/other"], {}, ["."]),
+    # Moved.
+    Case("moved root", ["arc/x", "arc/y"], ["/old/z/arc/y", "/old/z/arc/x"], {"arc/x": (1, "tail"), "arc/y": (0, "tail")}),
+    Case("moved root, same zoo name", ["arc/x"], ["/old/zoo/arc/x"], {"arc/x": (0, "tail")}),
+    Case("moved flat zoo", ["seed_0", "seed_1"], ["/o/seed_1", "/o/seed_0"], {"seed_0": (1, "tail"), "seed_1": (0, "tail")}),
+    Case("moved root of names used in each task", ["a_t/s0", "b_t/s0"], ["/o/b_t/s0", "/o/a_t/s0"],
+         {"a_t/s0": (1, "tail"), "b_t/s0": (0, "tail")}),
+    Case("two old roots", ["arc/x", "gsm/y"], ["/old/zoo/arc/x", "/mnt/b/gsm/y"],
+         {"arc/x": (0, "tail"), "gsm/y": (1, "tail")}),
+    Case("part of the zoo was measured elsewhere", ["arc/x", "gsm/y"], ["data/zoo/arc/x", "/mnt/old_zoo/gsm/y"],
+         {"arc/x": (0, "exact"), "gsm/y": (1, "tail")}),
+    Case("written on Windows", ["arc/x"], ["C:\\zoo\\arc\\x"], {"arc/x": (0, "tail")}),
+    Case("map", ["arc/x"], ["/old/task/x"], {"arc/x": (0, "exact")}, maps=[("/old/task", "data/zoo/arc")]),
+    Case("map is tried in order", ["arc/x"], ["/old/arc/x"], {"arc/x": (0, "exact")},
+         maps=[("/old/b", "/no"), ("/old", "data/zoo"), ("/old/arc", "/no")]),
+    Case("map holds for whole components", ["arc/seed_1"], ["/old10/b/seed_1"], {}, ["arc/seed_1"],
+         maps=[("/old1", "data/zoo"), ("/old10/b/seed", "data/zoo/arc/seed")]),
+    Case("map does not split a component", ["mila"], ["/oldest/mila"], {"mila": (0, "tail")}, maps=[("/old", "data/zoo")]),
+    # Renamed.
+    Case("renamed task of unique names", ["bool/mila", "bool/nora"], ["/o/boolq/nora", "/o/boolq/mila"],
+         {"bool/mila": (1, "tail"), "bool/nora": (0, "tail")}),
+    Case("renamed task, names in two tasks", ["a2/mila", "b2/mila"], ["/o/a/mila", "/o/b/mila"], {},
+         ambiguous={"a2/mila": [0, 1], "b2/mila": [0, 1]}),
+    Case("renamed task of common names", ["bool/seed_0"], ["/o/boolq/seed_0"], {}, ["bool/seed_0"]),
+    Case("renamed task of common names, mapped", ["bool/seed_0"], ["/o/boolq/seed_0"], {"bool/seed_0": (0, "exact")},
+         maps=[("/o/boolq", "data/zoo/bool")]),
+    Case("the cache knows the other task", ["arc/mila", "arc/nora"], ["/o/gsm/mila", "/o/arc/nora"],
+         {"arc/nora": (1, "tail")}, ["arc/mila"]),
+    Case("the zoo knows the other task", ["arc/mila", "gsm/nora"], ["/o/gsm/mila"], {}, ["arc/mila", "gsm/nora"]),
+    Case("a part of a larger zoo", ["mila", "nora"], ["/o/arc/mila", "/o/arc/nora", "/o/gsm/nora"],
+         {"mila": (0, "tail"), "nora": (1, "tail")}, root="arc", absolute="/home/me/arc"),
+    Case("a part of a larger zoo, one not measured", ["mila", "nora"], ["/o/gsm/mila", "/o/arc/nora", "/o/gsm/nora"],
+         {"nora": (1, "tail")}, ["mila"], root="arc", absolute="/home/me/arc"),
+    # Traps.
+    Case("prefix of a name", ["arc_e_1"], ["/o/arc_e_10"], {}, ["arc_e_1"]),
+    Case("name of a prefix", ["arc_e_10"], ["/o/arc_e_1"], {}, ["arc_e_10"]),
+    Case("both of them", ["arc_e_1", "arc_e_10"], ["/o/arc_e_10", "/o/arc_e_1"],
+         {"arc_e_1": (1, "tail"), "arc_e_10": (0, "tail")}),
+    Case("end of a name", ["e_1"], ["/o/arc_e_1"], {}, ["e_1"]),
+    Case("only a common last folder", ["arc/checkpoint-3"], ["/o/gsm/checkpoint-3"], {}, ["arc/checkpoint-3"]),
+    Case("only the wrapper folder", ["arc/adapter"], ["/o/gsm/adapter"], {}, ["arc/adapter"]),
+    Case("case matters", ["arc/Mila"], ["/o/arc/mila"], {}, ["arc/Mila"]),
+    # The adapter folder of notebooks.
+    Case("both end in adapter", ["arc_e_1/adapter"], ["/o/zoo/arc_e_1/adapter"], {"arc_e_1/adapter": (0, "tail")}),
+    Case("only the checkpoint does", ["arc_e_1/adapter"], ["/o/zoo/arc_e_1"], {"arc_e_1/adapter": (0, "tail")}),
+    Case("only the delta does", ["arc_e_1"], ["/o/zoo/arc_e_1/adapter"], {"arc_e_1": (0, "tail")}),
+    Case("one inside the other", ["x", "x/adapter"], ["/o/x/adapter"], {}, ambiguous={"x": [0], "x/adapter": [0]}),
+    # Duplicates.
+    Case("two deltas of one path", ["arc/x"], ["a=data/zoo/arc/x", "b=data/zoo/arc/x"], {},
+         ambiguous={"arc/x": [0, 1]}),
+    Case("two old copies", ["arc/x"], ["/o1/arc/x", "/o2/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("exact goes before an old copy", ["arc/x"], ["/o1/arc/x", "data/zoo/arc/x"], {"arc/x": (1, "exact")}),
+    Case("relative goes before an old copy", ["arc/x"], ["/o1/arc/x", "arc/x"], {"arc/x": (1, "relative")}),
+    Case("the longer tail goes first", ["arc/x"], ["/o1/zoo/arc/x", "/o2/b/arc/x"], {"arc/x": (0, "tail")}),
+    Case("two checkpoints, one delta", ["a/mila", "b/mila"], ["mila"], {}, ambiguous={"a/mila": [0], "b/mila": [0]}),
+    Case("its own checkpoint goes first", ["a/mila", "b/mila"], ["data/zoo/a/mila"], {"a/mila": (0, "exact")}, ["b/mila"]),
+    Case("none left for this one", ["a/r0", "b/r0", "c/r0"], ["/o/a/r0", "/o/c/r0"],
+         {"a/r0": (0, "tail"), "c/r0": (1, "tail")}, ["b/r0"]),
+    Case("two maps to one path", ["x"], ["/o1/x", "/o2/x"], {}, ambiguous={"x": [0, 1]},
+         maps=[("/o1", "data/zoo"), ("/o2", "data/zoo")]),
+    # By name (second form).
+    Case("name", ["task/mila"], ["mila=/tmp/work/current"], {"task/mila": (0, "name")}),
+    Case("name of the folder above adapter", ["mila/adapter"], ["mila=/tmp/work/current"], {"mila/adapter": (0, "name")}),
+    Case("name in two tasks", ["a/mila", "b/mila"], ["mila=/tmp/current"], {}, ["a/mila", "b/mila"]),
+    Case("name is the relative path", ["a/mila", "b/mila"], ["b/mila=/tmp/current"], {"b/mila": (0, "name")}, ["a/mila"]),
+    Case("name is no substring", ["t/arc_e_1"], ["arc_e_10=/tmp/current"], {}, ["t/arc_e_1"]),
+    Case("path goes before name", ["t/mila", "t/nora"], ["nora=data/zoo/t/mila", "mila=data/zoo/t/nora"],
+         {"t/mila": (0, "exact"), "t/nora": (1, "exact")}),
+    Case("name does not bring back a refused path", ["arc/mila", "arc/nora"], ["mila=/o/gsm/mila", "nora=/o/arc/nora"],
+         {"arc/nora": (1, "tail")}, ["arc/mila"]),
+    # Nothing.
+    Case("no deltas", ["arc/x"], [], {}, ["arc/x"]),
+    Case("no checkpoints", [], ["/o/arc/x"], {}),
+]  # fmt: skip
+
+
+def make_entry(number, recorded):
+    name, _, path = recorded.rpartition("=")
+    return DeltaEntry(key=name or f"{number:012x}", name=name, path=path, file=Path(f"{number}.npy"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_table(case):
+    entries = [make_entry(number, text) for number, text in enumerate(case.recorded)]
+    result = join_deltas(
+        case.checkpoints, zoo_root=case.root, absolute_root=case.absolute, entries=entries, maps=case.maps
+    )
+    found = {path: (entries.index(match.entry), match.matched_by) for path, match in result.matches.items()}
+    assert found == case.joined
+    assert result.missing == list(case.missing)
+    assert {path: [entries.index(e) for e in listed] for path, listed in result.ambiguous} == case.ambiguous
+    used = {index for index, _ in found.values()} | {
+        index for listed in case.ambiguous.values() for index in listed
+    }
+    assert [entries.index(entry) for entry in result.unused] == sorted(set(range(len(entries))) - used)
+
+
+def test_absolute_path_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entries = [make_entry(0, f"{tmp_path}/zoo/a/x"), make_entry(1, "zoo/a/y")]
+    result = join_deltas(["a/x", "a/y"], zoo_root=Path("zoo"), entries=entries)
+    assert {path: match.matched_by for path, match in result.matches.items()} == {
+        "a/x": "exact",
+        "a/y": "exact",
+    }
+
+
+PATHS = st.lists(st.sampled_from(["a", "b", "ab", "adapter", "s0", "x1", "x10"]), min_size=1, max_size=4).map(
+    "/".join
+)
+
+
+@settings(max_examples=400)
+@given(
+    checkpoints=st.lists(PATHS, unique=True, max_size=8),
+    recorded=st.lists(
+        st.tuples(st.sampled_from(["", "/o/", "zoo/", "/old/zoo/"]), PATHS).map("".join), max_size=8
+    ),
+)
+def test_each_checkpoint_has_one_outcome_and_each_delta_one_owner(checkpoints, recorded):
+    entries = [make_entry(number, path) for number, path in enumerate(recorded)]
+    result = join_deltas(checkpoints, zoo_root="zoo", absolute_root="/home/zoo", entries=entries)
+    unclear = [path for path, _ in result.ambiguous]
+    assert sorted([*result.matches, *result.missing, *unclear]) == sorted(checkpoints)
+    owned = [match.entry.key for match in result.matches.values()]
+    assert len(owned) == len(set(owned))
+    assert not set(owned) & {entry.key for _, listed in result.ambiguous for entry in listed}
+    for path, match in result.matches.items():
+        mine = [part for part in f"zoo/{path}".split("/") if part != "adapter"] or ["adapter"]
+        theirs = [part for part in match.entry.path.split("/") if part != "adapter"]
+        assert not theirs or mine[-1] == theirs[-1], "the last folder is whole and equal"
+    # The order in which either side is listed decides nothing.
+    turned = join_deltas(checkpoints[::-1], zoo_root="zoo", absolute_root="/home/zoo", entries=entries[::-1])
+    assert {p: (m.entry.key, m.matched_by) for p, m in turned.matches.items()} == {
+        p: (m.entry.key, m.matched_by) for p, m in result.matches.items()
+    }
+    assert sorted(turned.missing) == sorted(result.missing)
+
+
+@pytest.mark.parametrize("leaf", ["n{0}", "final", "adapter"])
+def test_large_zoos_are_joined_in_linear_time(leaf):
+    # Every last folder equal, and none of the cache's tasks in the zoo: the worst case of comparing pairs.
+    count = 20_000
+    checkpoints = [f"t{number % 50}/n{number}/{leaf.format(number)}" for number in range(count)]
+    entries = [make_entry(n, f"/old/zoo/u{n % 50}/k{n}/{leaf.format(n)}") for n in range(count)]
+    start = time.monotonic()
+    join_deltas(checkpoints, zoo_root="zoo", entries=entries)
+    assert time.monotonic() - start < 20
