@@ -1,0 +1,144 @@
+"""One directory of a zoo: which of its files are adapters, which are refused, without opening any."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+_PICKLES: Final = re.compile(r"(adapter_model|pytorch_lora_weights|[0-9]+)\.(bin|pt|pth|ckpt|pkl)")
+_SHARD: Final = re.compile(r".*-[0-9]+-of-[0-9]+\.safetensors")
+_WHOLE_MODEL: Final = re.compile(r"(pytorch_)?model(-[0-9]+-of-[0-9]+)?\.safetensors")
+#: Training state beside an adapter, and files that a writer had not finished.
+_IGNORED_FILES: Final = re.compile(
+    r"(tmp-|\.|optimizer|optim_|scheduler|rng_state|random_states|training_state).*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint to be, not yet opened.
+
+    Attributes:
+        path: POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its
+            own (``{dataset}/{N}.safetensors``) it is the file's path without the suffix.
+        weights: The safetensors file: a regular file in the zoo, or a link to one.
+        config: ``adapter_config.json``, None when there is none.
+    """
+
+    path: str
+    weights: Path
+    config: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that looks like a checkpoint and is not packed.
+
+    Attributes:
+        path: As in :class:`Candidate`.
+        reason: Why, in one clause.
+        fault: False when nothing is lost: the same adapter lies elsewhere, or it never was one.
+    """
+
+    path: str
+    reason: str
+    fault: bool
+
+
+def file_fault(path: Path, root: Path) -> str:
+    """Why a file must not be opened; "" when it may be.
+
+    A regular file may be opened; so may a link to one within ``root``, but from within a repository of a hub
+    cache (``models--*``) only into that repository's own ``blobs``. Opening a FIFO or a device may hang.
+
+    Args:
+        path: The file; its directory is reached without links.
+        root: The zoo, resolved.
+    """
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode):
+            return "" if stat.S_ISREG(mode) else f"{path.name} is {_kind(mode)}, not a regular file"
+        target = Path(os.path.realpath(path, strict=True))
+        mode = target.lstat().st_mode
+    except OSError as error:
+        return f"{path.name} is a broken link or cannot be read: {error.strerror}"
+    repository = next((parent for parent in path.parents if parent.name.startswith("models--")), None)
+    home = root if repository is None or not repository.is_relative_to(root) else repository / "blobs"
+    if not target.is_relative_to(home):
+        where = "out of the zoo" if home == root else "out of its repository's blobs"
+        return f"{path.name} is a link {where}"
+    return "" if stat.S_ISREG(mode) else f"{path.name} is a link to {_kind(mode)}"
+
+
+def adapters_of(directory: Path, path: str, names: set[str], root: Path) -> Iterator[Candidate | Rejected]:
+    """What a directory holds of its own, sub-directories aside.
+
+    Args:
+        directory: The directory.
+        path: Its path relative to the zoo.
+        names: Names of its files, links and special files.
+        root: The zoo, resolved.
+    """
+    loose = sorted(name for name in names if _is_loose(name, names))
+    if WEIGHTS in names:
+        yield _checked(path, directory, WEIGHTS, names, root)
+    elif pickles := sorted(name for name in names if _PICKLES.fullmatch(name) and not name[0].isdigit()):
+        yield Rejected(path, f"{pickles[0]} is a pickle, which is never opened; save it as safetensors", True)
+    elif CONFIG in names and not loose:
+        yield Rejected(path, f"{CONFIG} without {WEIGHTS}", True)
+    yield from _strange_files(path, names)
+    for name in loose:
+        stem = name.removesuffix(".safetensors")
+        yield _checked(_below(path, stem), directory, name, names, root)
+
+
+def _is_loose(name: str, names: set[str]) -> bool:
+    """Whether a file is an adapter by itself: any safetensors file, but beside an adapter only a numbered one."""
+    if not name.endswith(".safetensors") or name == WEIGHTS or _IGNORED_FILES.fullmatch(name):
+        return False
+    if _SHARD.fullmatch(name) or _WHOLE_MODEL.fullmatch(name):
+        return False
+    return WEIGHTS not in names or name.removesuffix(".safetensors").isdecimal()
+
+
+def _strange_files(path: str, names: set[str]) -> Iterator[Rejected]:
+    for name in sorted(names):
+        if _PICKLES.fullmatch(name) and name[0].isdigit():
+            yield Rejected(
+                _below(path, name), "a pickle, which is never opened; save it as safetensors", True
+            )
+        elif _WHOLE_MODEL.fullmatch(name):
+            yield Rejected(_below(path, name), "a whole model, not an adapter", False)
+        elif _SHARD.fullmatch(name):
+            yield Rejected(
+                _below(path, name), "a part of an adapter in several files; save it as one file", True
+            )
+
+
+def _checked(path: str, directory: Path, name: str, names: set[str], root: Path) -> Candidate | Rejected:
+    config = directory / CONFIG if CONFIG in names else None
+    fault = file_fault(directory / name, root) or (file_fault(config, root) if config else "")
+    return Rejected(path, fault, True) if fault else Candidate(path, directory / name, config)
+
+
+def _below(path: str, name: str) -> str:
+    return name if path == "." else f"{path}/{name}"
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFDIR: "a directory",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a special file")
