@@ -1,0 +1,201 @@
+"""The command line: what is printed where, and with which exit code.
+
+stdout carries the result, stderr progress and messages. Exit codes: 0 done, 1 problems found, 2 usage, 3 could
+not do the work, 130 interrupted. Heavy imports happen inside the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options
+from llgbm_shards.errors import LlgbmError
+from llgbm_shards.findings import LEVELS
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class _Program(click.Group):
+    """A group that turns the project's errors into messages and exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        return _guarded(super().main, *args, **kwargs)
+
+
+class _Command(click.Command):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        return _guarded(super().main, *args, **kwargs)
+
+
+def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a click program; every error of the project ends in one message and its exit code."""
+    kwargs["standalone_mode"] = False
+    try:
+        code = run(*args, **kwargs)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        code = 130
+    except LlgbmError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 3
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _emit(output: Output, value: dict[str, Any], text: Callable[[], str]) -> None:
+    """Print a result in the format asked for."""
+    if output.format == "json":
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    else:
+        click.echo(text())
+
+
+@click.group(cls=_Program, context_settings=_CONTEXT)
+@click.version_option(package_name="llgbm-pack", prog_name="llgbm-pack")
+def main() -> None:
+    """Pack LoRA teacher checkpoints, texts and deltas into shards once; check and inspect the shards."""
+
+
+@main.command("build")
+@output_options
+@build_options
+def build_command(arguments: BuildArguments, output: Output) -> int:
+    """Pack the checkpoints under ZOO into a shard set in OUT."""
+    from llgbm_pack.build import build
+    from llgbm_pack.plan import make_plan
+    from llgbm_pack.progress import progress_for
+    from llgbm_pack.render import render_pack, render_plan
+
+    if arguments.dry_run:
+        plan = make_plan(arguments.options)
+        _emit(output, plan.to_json(), lambda: render_plan(plan))
+        return 0
+    with progress_for(output) as progress:
+        report = build(arguments.options, progress=progress)
+    _emit(output, report.to_json(), lambda: render_pack(report, verbose=output.verbose))
+    return report.exit_code
+
+
+def _check_options(command: Callable[..., int]) -> Callable[..., int]:
+    level = "quick: presence, sizes, commit record, index. full: every byte of every shard too."
+    for option in (
+        click.option("--expect-digest", metavar="D", help="Digest that shardset.json must have."),
+        click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help=level),
+        click.argument("out"),
+    ):
+        command = option(command)
+    return command
+
+
+def _check(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+    from llgbm_pack.render import render_check
+    from llgbm_shards.check import check
+
+    report = check(out, level=level, expect_digest=expect_digest)
+    _emit(output, report.to_json(), lambda: render_check(report))
+    return report.exit_code
+
+
+@main.command("check")
+@_check_options
+@output_options
+def check_command(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+    """Say whether the shard set in OUT is sound, and list everything that is not."""
+    return _check(out, level, expect_digest, output)
+
+
+@click.command("llgbm-check", cls=_Command, context_settings=_CONTEXT)
+@_check_options
+@output_options
+@click.version_option(package_name="llgbm-pack", prog_name="llgbm-check")
+def check_main(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+    """Say whether the shard set in OUT is sound, and list everything that is not."""
+    return _check(out, level, expect_digest, output)
+
+
+@main.command("inspect")
+@click.argument("out")
+@click.argument("key", required=False)
+@output_options
+def inspect_command(out: str, key: str | None, output: Output) -> int:
+    """Summarise the set in OUT, or show the sample KEY of it."""
+    from llgbm_pack.inspect import describe_sample, describe_set
+    from llgbm_pack.render import render_sample, render_set
+
+    if key is None:
+        found = describe_set(out)
+        _emit(output, found, lambda: render_set(found))
+    else:
+        found = describe_sample(out, key)
+        _emit(output, found, lambda: render_sample(found))
+    return 0
+
+
+@main.command("export")
+@click.argument("out")
+@click.argument("key")
+@click.argument("dest")
+@output_options
+def export_command(out: str, key: str, dest: str, output: Output) -> int:
+    """Write the sample KEY of the set in OUT to DEST as an adapter that PEFT loads."""
+    from llgbm_pack.export import export_adapter
+
+    report = export_adapter(out, key, dest)
+    _emit(
+        output,
+        report.to_json(),
+        lambda: f"{report.key} -> {report.dest}: {report.modules} modules, rank {report.rank}",
+    )
+    return 0
+
+
+@main.command("stats")
+@click.argument("out")
+@click.option("-o", "file", required=True, metavar="FILE", help="safetensors file to write.")
+@click.option("--by-task", is_flag=True, help="Also for each task alone.")
+@output_options
+def stats_command(out: str, file: str, by_task: bool, output: Output) -> int:
+    """Write means, stds and criterion weights of the tokens of the set in OUT."""
+    from llgbm_pack.stats import write_stats
+
+    report = write_stats(out, file, by_task=by_task)
+    _emit(
+        output,
+        report.to_json(),
+        lambda: f"{report.file}: {', '.join(report.tensors)} over {report.samples} samples",
+    )
+    return 0
+
+
+@main.command("demo")
+@click.argument("directory")
+@output_options
+def demo_command(directory: str, output: Output) -> int:
+    """Make a small real zoo with deltas and a text tokenizer in DIRECTORY (extra: demo)."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from llgbm_pack.demo import make_demo
+
+    report = make_demo(Path(directory), output.say)
+    _emit(
+        output,
+        asdict(report),
+        lambda: (
+            f"{report.num_checkpoints} checkpoints in {report.zoo}, {report.num_deltas} deltas in {report.deltas}, "
+            f"text tokenizer in {report.tokenizer} ({report.seconds:.1f} s)"
+        ),
+    )
+    return 0

@@ -1,0 +1,119 @@
+"""One builder per output: locks that die with their process, and say who holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_shards.errors import LockedError
+from llgbm_shards.storage import storage_errors
+
+LOCK_NAME: Final = "lock"
+#: Workers share this one; a new builder waits until those of a killed builder are gone.
+WORKERS_NAME: Final = "workers"
+_WORKERS_TIMEOUT_S: Final = 30.0
+
+
+@contextlib.contextmanager
+def builder_lock(directory: Path) -> Iterator[None]:
+    """Hold the only builder's lock of an output, whose ``.pack`` directory is given.
+
+    The lock of a dead process of this host is taken over; of another host nothing is known, so it is kept.
+
+    Raises:
+        LockedError: Another process holds it; says host, pid and since when.
+    """
+    with storage_errors(directory):
+        fd = _open_current(directory / LOCK_NAME)
+    try:
+        _acquire(fd, directory)
+        _wait_for_workers(directory)
+        yield
+        os.ftruncate(fd, 0)  # A clean end leaves no name behind; a death leaves it for the message.
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def worker_lock(directory: Path) -> Iterator[None]:
+    """Held by each worker process for as long as it may write."""
+    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_current(path: Path) -> int:
+    """Open the lock file; retried when a finishing builder removed it in between."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue
+        try:
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def _acquire(fd: int, directory: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _locked(directory, _holder(fd)) from error
+    if not (directory / LOCK_NAME).exists():
+        raise _locked(directory, {})  # The holder finished and removed it while we were opening.
+    holder = _holder(fd)
+    if holder.get("host", socket.gethostname()) != socket.gethostname():
+        raise _locked(directory, holder)
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, text.encode(), 0)
+
+
+def _holder(fd: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _locked(directory: Path, holder: dict[str, Any]) -> LockedError:
+    who = f"host {holder.get('host', '?')}, pid {holder.get('pid', '?')}, since {holder.get('since', '?')}"
+    return LockedError(
+        "being packed by another process",
+        where=str(directory.parent),
+        got=who if holder else "a builder that is just starting or ending",
+        do="Wait for it to end; if that host is gone for good, delete .pack/lock and run the same command again.",
+    )
+
+
+def _wait_for_workers(directory: Path) -> None:
+    """Workers of a killed builder notice its death and end; until then they may still write."""
+    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    deadline = time.monotonic() + _WORKERS_TIMEOUT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise _locked(directory, {}) from None
+                time.sleep(0.05)
+    finally:
+        os.close(fd)

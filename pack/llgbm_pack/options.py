@@ -1,0 +1,147 @@
+"""PackOptions: everything a build can be asked for, checked when it is made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_shards.errors import UsageError
+from llgbm_shards.layout import TOKEN_ORDERS
+
+FORMS: Final = ("prompt", "answer", "prompt_answer")
+MISSING_DELTA: Final = ("error", "skip", "zeros")
+DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
+SPLIT_BY: Final = ("task", "checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOptions:
+    """Options of a build; the names are those of ``llgbm-pack build``.
+
+    Attributes:
+        zoo: Tree of teacher checkpoints.
+        out: Directory the shard set goes to.
+        deltas: Delta cache; None packs no deltas.
+        texts: Directory of text files by dataset, for zoos that keep texts apart.
+        text_tokenizer: Name or directory of a transformers tokenizer; None packs no text ids.
+        forms: Conditions to tokenize: ``prompt``, ``answer``, ``prompt_answer``.
+        joiner: Between prompt and answer in ``prompt_answer``.
+        missing_delta: What to do with a checkpoint that has no delta.
+        maps: Prefix rewrites (old, new) for paths in the delta manifest.
+        token_order: Order of modules, ``sorted`` or ``dnd``.
+        dtype: ``auto`` (what most of the zoo has) or a dtype to cast every source to.
+        rank: Rows of a piece; checkpoints of lower rank are padded. None: the rank most of the zoo has.
+        chunk: Columns of a piece; None: the greatest common divisor of the module widths.
+        alpha: lora_alpha of checkpoints that come without a config.
+        max_texts: Texts kept of each checkpoint; None keeps all.
+        split: Fraction that goes to ``val``; 0 makes no split.
+        split_by: What is kept together: ``task`` or single ``checkpoint``.
+        include: Globs on the path relative to the zoo; empty means all.
+        exclude: Globs that leave checkpoints out.
+        limit: Only the first N checkpoints in path order.
+        shard_bytes: Target size of a shard, in bytes of bodies.
+        seed: Seeds order, split and choices.
+        workers: Worker processes; None means one a core this process may use.
+        strict: Commit nothing if anything is skipped or warned about.
+        overwrite: Replace a finished set; it stays until the new one is complete.
+    """
+
+    zoo: Path
+    out: Path
+    deltas: Path | None = None
+    texts: Path | None = None
+    text_tokenizer: str | None = None
+    forms: tuple[str, ...] = ("prompt",)
+    joiner: str = "\n"
+    missing_delta: str = "error"
+    maps: tuple[tuple[str, str], ...] = ()
+    token_order: str = "sorted"
+    dtype: str = "auto"
+    rank: int | None = None
+    chunk: int | None = None
+    alpha: float | None = None
+    max_texts: int | None = 1024
+    split: float = 0.0
+    split_by: str = "task"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: int | None = None
+    shard_bytes: int = 1 << 30
+    seed: int = 0
+    workers: int | None = None
+    strict: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("missing_delta", self.missing_delta, MISSING_DELTA)
+        _one_of("token_order", self.token_order, TOKEN_ORDERS)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("split_by", self.split_by, SPLIT_BY)
+        for form in self.forms:
+            _one_of("forms", form, FORMS)
+        if not self.forms or len(set(self.forms)) != len(self.forms):
+            raise UsageError(
+                "each form once, at least one", where="forms", got=", ".join(self.forms) or "none"
+            )
+        for name in ("rank", "chunk", "max_texts", "limit", "shard_bytes", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError("must be at least 1", where=name, got=str(value))
+        if not 0 <= self.split < 1:
+            raise UsageError(
+                "must be a fraction", where="split", expected="0 <= val < 1", got=str(self.split)
+            )
+        _separate(self.zoo, self.out)
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes to use: cgroup and Slurm limits show in the affinity mask, not in the CPU count."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def content(self) -> dict[str, Any]:
+        """The options that shape the bytes of the set, as recorded in it; paths keep their last component only."""
+        return {
+            "zoo": _last(self.zoo),
+            "deltas": _last(self.deltas),
+            "texts": _last(self.texts),
+            "text_tokenizer": _last(self.text_tokenizer),
+            "forms": list(self.forms),
+            "joiner": self.joiner,
+            "missing_delta": self.missing_delta,
+            "token_order": self.token_order,
+            "dtype": self.dtype,
+            "rank": self.rank or 0,
+            "chunk": self.chunk or 0,
+            "alpha": float(self.alpha or 0),
+            "max_texts": self.max_texts or 0,
+            "split": float(self.split),
+            "split_by": self.split_by,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "limit": self.limit or 0,
+            "shard_bytes": self.shard_bytes,
+            "seed": self.seed,
+        }
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=repr(value))
+
+
+def _last(path: Path | str | None) -> str:
+    return "" if path is None else Path(path).resolve().name if Path(path).exists() else Path(path).name
+
+
+def _separate(zoo: Path, out: Path) -> None:
+    """A set inside the zoo would be walked as part of it; a zoo inside the set would be swapped away."""
+    inside, outside = out.resolve(), zoo.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise UsageError(
+            "zoo and output overlap",
+            where=str(out),
+            expected="a directory outside the zoo",
+            do="Choose another OUT.",
+        )

@@ -1,0 +1,237 @@
+"""Pack one checkpoint: read its files once, tokenize weights and texts, join its delta, encode the members."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import torch
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from llgbm_pack.adapters import Adapter, read_adapter
+from llgbm_pack.conditions import ConditionEncoder
+from llgbm_pack.encode import BodyEncoder
+from llgbm_pack.jobs import InputFile, Note, PackContext, PlannedSample
+from llgbm_pack.shard_writer import PackedSample
+from llgbm_pack.source import Source, SourceReader
+from llgbm_pack.texts import CheckpointTexts, Text, read_texts
+from llgbm_shards import sample as codec
+from llgbm_shards.errors import CheckpointError
+from llgbm_shards.layout import BIT_DTYPE, Layout
+from llgbm_shards.sample import EncodedMember
+from llgbm_shards.tensors import TensorSpec
+
+TOKENIZER_DIRECTORY: Final = "tokenizer"
+_TORCH_DTYPE: Final = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(slots=True)
+class Packed:
+    """One packed checkpoint: what to write, what it was made of, and what is worth telling."""
+
+    sample: PackedSample
+    inputs: list[InputFile]
+    notes: list[Note] = field(default_factory=list)
+    text_source: str = ""
+    fallbacks: int = 0
+
+
+class Packer:
+    """Packs checkpoints one after another; holds the buffers they share.
+
+    Each result uses these buffers, so it must be written before the next checkpoint is packed. Peak memory is
+    one source file and one body.
+    """
+
+    def __init__(self, context: PackContext) -> None:
+        self.context = context
+        layout = context.layout
+        self._reader = SourceReader()
+        self._encoder = BodyEncoder(layout)
+        self._body = torch.empty(layout.body_shape, dtype=_TORCH_DTYPE[layout.dtype])
+        self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
+        self._conditions: ConditionEncoder | None = None
+        if context.conditions is not None:
+            directory = context.out / TOKENIZER_DIRECTORY
+            self._conditions = ConditionEncoder.from_directory(directory, context.conditions)
+
+    def pack(self, planned: PlannedSample) -> Packed:
+        """Pack one checkpoint.
+
+        Raises:
+            CheckpointError: It cannot be packed; says why.
+        """
+        adapter = read_adapter(planned.weights, planned.config, alpha=self.context.alpha)
+        source = self._reader.read(planned.weights)
+        if source.header != adapter.header:
+            raise CheckpointError(
+                "changed while it was read",
+                where=planned.weights.name,
+                do="Pack again when nothing writes to it.",
+            )
+        self._encode_weights(adapter, source)
+        texts = self._read_texts(planned)
+        packed = Packed(PackedSample(planned.key, [], {}), self._inputs(planned, source, texts))
+        packed.text_source = texts.source
+        if planned.delta and planned.delta.source_digest not in ("", source.digest):
+            what = "stale delta: it was measured on other weights (its source_digest differs)"
+            packed.notes.append(Note(checkpoint=planned.path, what=what))
+        members = self._weight_members()
+        kept = texts.texts
+        if self._conditions is not None:
+            member, kept = self._encode_texts(texts.texts, planned, packed)
+            members.append(member)
+        delta = self._read_delta(planned)
+        if self.context.delta_width:
+            members.append(codec.encode_delta(delta))
+        info = _describe(planned, adapter, source, kept, delta, self.context.layout)
+        members.append(codec.encode_json(info, members))
+        packed.sample = PackedSample(planned.key, members, _columns(info))
+        return packed
+
+    def _encode_weights(self, adapter: Adapter, source: Source) -> None:
+        cast = _TORCH_DTYPE[self.context.layout.dtype] if self.context.cast else None
+        pairs = {}
+        for name, pair in adapter.pairs.items():
+            a, b = _tensor(source.data, pair.a), _tensor(source.data, pair.b)
+            pairs[name] = (a, b) if cast is None else (a.to(cast), b.to(cast))
+        self._encoder.encode(pairs, self._body, self._scales)
+
+    def _weight_members(self) -> list[EncodedMember]:
+        layout = self.context.layout
+        bits = self._body.view(torch.int32 if layout.itemsize == 4 else torch.int16).numpy()
+        body = codec.encode_body(bits.view(BIT_DTYPE[layout.dtype]), layout)
+        return [body, codec.encode_scales(self._scales.numpy(), layout)]
+
+    def _read_texts(self, planned: PlannedSample) -> CheckpointTexts:
+        context = self.context
+        return read_texts(
+            planned.weights.parent,
+            path=planned.path,
+            texts_dir=context.texts,
+            task=planned.zoo_task,
+            probes_file=planned.delta.probes_file if planned.delta else None,
+            max_texts=context.max_texts,
+            seed=context.seed,
+        )
+
+    def _encode_texts(
+        self, texts: tuple[Text, ...], planned: PlannedSample, packed: Packed
+    ) -> tuple[EncodedMember, tuple[Text, ...]]:
+        encoder = self._conditions
+        if encoder is None:  # pragma: no cover - the caller has looked
+            raise CheckpointError("no text tokenizer", where=planned.path)
+        encoded = encoder.encode(texts, where=planned.path)
+        for drop in encoded.dropped:
+            packed.notes.append(
+                Note(checkpoint=planned.path, what=f"text {drop.index} dropped: {drop.reason}")
+            )
+        packed.fallbacks = encoded.fallbacks
+        forms = {form: (ragged.ids, ragged.offsets) for form, ragged in encoded.forms.items()}
+        return codec.encode_texts(forms), tuple(texts[index] for index in encoded.kept)
+
+    def _read_delta(self, planned: PlannedSample) -> NDArray[np.float32]:
+        """The joined delta; zeros where the policy asked for them, and then has_delta says so."""
+        if planned.delta is None:
+            return np.zeros(self.context.delta_width, np.float32)
+        loaded = planned.delta.load()
+        if len(loaded.array) != self.context.delta_width:
+            raise CheckpointError(
+                "delta changed its width since the plan",
+                where=planned.delta.file.name,
+                expected=f"{self.context.delta_width}",
+                got=f"{len(loaded.array)}",
+            )
+        return loaded.array
+
+    def _inputs(self, planned: PlannedSample, source: Source, texts: CheckpointTexts) -> list[InputFile]:
+        weights = InputFile(
+            path=str(planned.weights), size=source.size, mtime_ns=source.mtime_ns, digest=source.digest
+        )
+        small = [planned.config, *texts.files, planned.delta.file if planned.delta else None]
+        return [weights, *(_input(path) for path in small if path is not None)]
+
+
+def _input(path: Path) -> InputFile:
+    try:
+        status, data = path.stat(), path.read_bytes()
+    except OSError as error:
+        raise CheckpointError("cannot be read", where=path.name, got=error.strerror or str(error)) from error
+    return InputFile(
+        path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, digest=blake3(data).hexdigest()
+    )
+
+
+def _tensor(data: memoryview, spec: TensorSpec) -> torch.Tensor:
+    """A view on the file's data section."""
+    dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[spec.dtype]
+    count = (spec.end - spec.start) // dtype.itemsize
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=spec.start).view(spec.shape)
+
+
+def _describe(
+    planned: PlannedSample,
+    adapter: Adapter,
+    source: Source,
+    texts: tuple[Text, ...],
+    delta: NDArray[np.float32],
+    layout: Layout,
+) -> dict[str, Any]:
+    """The json member less its own list of members; every sample has the same keys and types."""
+    joined = planned.delta
+    return {
+        "checkpoint": planned.path,
+        "task": planned.task,
+        "base_model": planned.base_model,
+        "rank": adapter.rank,
+        "alpha": float(adapter.alpha),
+        "scaling": float(adapter.scaling),
+        "modules": [_module(adapter, module.name) for module in layout.modules],
+        "source_digest": source.digest,
+        "source_dtype": adapter.dtype,
+        "has_delta": joined is not None,
+        "delta": {
+            "file": joined.file.name if joined else "",
+            "norm": _norm(delta) if joined else 0.0,
+            "matched_by": _recorded_match(planned),
+            "base_model": joined.base_model if joined else "",
+            "probes": joined.probes if joined else "",
+            "layer": joined.layer if joined else "",
+            "dtype": joined.dtype if joined else "",
+        },
+        "texts": [{"prompt": text.prompt, "answer": text.answer} for text in texts],
+    }
+
+
+def _recorded_match(planned: PlannedSample) -> str:
+    """``path``, ``tail`` or ``name``: unlike the report's words these do not depend on where the zoo lies."""
+    if planned.delta is None:
+        return ""
+    tail = PurePosixPath(planned.path).parts
+    whole = PurePosixPath(planned.delta.path).parts[-len(tail) :] == tail
+    return "path" if whole or planned.matched_by in ("exact", "relative") else planned.matched_by
+
+
+def _module(adapter: Adapter, name: str) -> dict[str, Any]:
+    pair = adapter.pairs.get(name)
+    if pair is None:
+        return {"name": name, "rank": 0, "scaling": 0.0}
+    return {"name": name, "rank": pair.rank, "scaling": float(pair.scaling)}
+
+
+def _columns(info: dict[str, Any]) -> dict[str, Any]:
+    names = ("checkpoint", "task", "base_model", "rank", "has_delta")
+    return {**{name: info[name] for name in names}, "delta_norm": info["delta"]["norm"]}
+
+
+def _norm(delta: NDArray[np.float32]) -> float:
+    """The 2-norm, the same on every machine: squares of float32 are exact in float64, and fsum rounds once."""
+    return math.sqrt(math.fsum(np.square(delta.astype(np.float64)).tolist()))

@@ -1,0 +1,258 @@
+"""The plan: what will be packed, into which shard, and what will not, and why. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llgbm_pack.assignment import assign_shards
+from llgbm_pack.conditions import describe, load_tokenizer
+from llgbm_pack.consensus import choose_layout, keep_fitting
+from llgbm_pack.jobs import Note, PackContext, PlannedSample, ShardJob
+from llgbm_pack.options import PackOptions
+from llgbm_pack.plan_deltas import DeltaPlan, plan_deltas
+from llgbm_pack.survey import Skip, Teacher, survey
+from llgbm_pack.tasks import resolve_task, zoo_tasks
+from llgbm_pack.texts import CheckpointTexts, read_texts
+from llgbm_pack.zoo import ZooListing, walk_zoo
+from llgbm_shards import ustar
+from llgbm_shards.canonical import blake3_hex, dump_json
+from llgbm_shards.errors import CheckpointError, PlanError
+from llgbm_shards.layout import Layout
+from llgbm_shards.sample import SUFFIX, fixed_sizes, sample_key
+from llgbm_shards.texts import ConditionSpec
+
+#: Bytes of a json's row per module, and bytes of text per token id: only for estimates.
+_MODULE_BYTES, _TEXT_PER_ID = 80, 3.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a build will do.
+
+    Attributes:
+        options: The options it was made from.
+        context: What all shards share.
+        jobs: The shards.
+        found: Checkpoints found in the zoo.
+        excluded: Checkpoints left out by --include, --exclude and --limit.
+        skipped: Checkpoints that cannot be packed, or that a policy leaves out.
+        notes: Warnings.
+        text_sources: Checkpoints by where their texts come from.
+        estimated_bytes: Bytes of all shards; texts and json are estimates.
+        fingerprint: Digest of options, sorted paths and shard assignment.
+    """
+
+    options: PackOptions
+    context: PackContext
+    jobs: tuple[ShardJob, ...]
+    found: int
+    excluded: int
+    skipped: tuple[Skip, ...]
+    notes: tuple[Note, ...]
+    text_sources: dict[str, int]
+    estimated_bytes: int
+    fingerprint: str
+
+    @property
+    def samples(self) -> int:
+        """Checkpoints to pack."""
+        return sum(len(job.samples) for job in self.jobs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as ``--dry-run --format json`` prints it."""
+        layout = self.context.layout
+        names = ("found", "excluded", "samples", "text_sources", "estimated_bytes", "fingerprint")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return {
+            **fields,
+            "tokens": {
+                "count": layout.num_tokens,
+                "rank": layout.rank,
+                "chunk": layout.chunk,
+                "dtype": layout.dtype,
+            },
+            "members": list(self.context.members),
+            "matched_by": dict(
+                Counter(s.matched_by for job in self.jobs for s in job.samples if s.matched_by)
+            ),
+            "shards": [{"name": job.name, "samples": len(job.samples)} for job in self.jobs],
+            "skipped": [asdict(skip) for skip in self.skipped],
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
+    """Walk the zoo, read headers, texts and deltas, and decide everything but the bytes.
+
+    Args:
+        options: What is asked for.
+        out: Directory the shards go to; ``options.out`` unless it is being replaced.
+
+    Raises:
+        PlanError: The zoo, the deltas or the texts do not allow what is asked for; lists all of it.
+        StorageError: The zoo cannot be read.
+    """
+    listing = walk_zoo(options.zoo, options.include, options.exclude)
+    candidates = listing.checkpoints[: options.limit]
+    surveyed = survey(candidates, options)
+    skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *surveyed.skipped]
+    if not surveyed.teachers:
+        raise _nothing_to_pack(options.zoo, skipped)
+    layout = choose_layout(surveyed.teachers, options)
+    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    deltas = plan_deltas(teachers, _every_path(listing, options), options)
+    skipped += [*misfits, *deltas.skipped]
+    left_out = {skip.checkpoint for skip in deltas.skipped}
+    teachers = [teacher for teacher in teachers if teacher.path not in left_out]
+    conditions, notes = _conditions(options)
+    samples, texts, faults = _join(teachers, deltas, options)
+    skipped += faults
+    if not samples:
+        raise _nothing_to_pack(options.zoo, skipped)
+    context = PackContext(
+        zoo=options.zoo,
+        out=out or options.out,
+        layout=layout,
+        members=_members(conditions, deltas),
+        cast=options.dtype != "auto",
+        alpha=options.alpha,
+        texts=options.texts,
+        max_texts=options.max_texts,
+        seed=options.seed,
+        conditions=conditions,
+        delta_width=deltas.width,
+    )
+    jobs = _jobs(samples, layout, options)
+    return Plan(
+        options=options,
+        context=context,
+        jobs=jobs,
+        found=len(listing.checkpoints) + len(listing.rejected) + listing.excluded,
+        excluded=listing.excluded + len(listing.checkpoints) - len(candidates),
+        skipped=tuple(sorted(skipped, key=lambda skip: skip.checkpoint)),
+        notes=(*notes, *deltas.notes),
+        text_sources=dict(sorted(Counter(found.source for found in texts.values()).items())),
+        estimated_bytes=sum(_estimate(context, found) for found in texts.values())
+        + len(jobs) * len(ustar.END),
+        fingerprint=_fingerprint(options, jobs),
+    )
+
+
+def _every_path(listing: ZooListing, options: PackOptions) -> list[str]:
+    """Paths of all checkpoints of the zoo, those that the filters leave out too."""
+    if options.deltas is not None and (options.include or options.exclude):
+        listing = walk_zoo(options.zoo)
+    return [*(found.path for found in listing.checkpoints), *(bad.path for bad in listing.rejected)]
+
+
+def _conditions(options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]:
+    if options.text_tokenizer is None:
+        return None, []
+    spec, note = describe(load_tokenizer(options.text_tokenizer), forms=options.forms, joiner=options.joiner)
+    return spec, [Note(checkpoint="", what=note)] if note else []
+
+
+def _join(
+    teachers: Sequence[Teacher], deltas: DeltaPlan, options: PackOptions
+) -> tuple[list[PlannedSample], dict[str, CheckpointTexts], list[Skip]]:
+    """Read and check the texts of each teacher, and put together what belongs together."""
+    tasks = zoo_tasks(options.zoo, [teacher.path for teacher in teachers])
+    samples: list[PlannedSample] = []
+    texts: dict[str, CheckpointTexts] = {}
+    faults: list[Skip] = []
+    for teacher in teachers:
+        match = deltas.matches.get(teacher.path)
+        zoo_task = tasks.get(teacher.path, "")
+        try:
+            found = read_texts(
+                teacher.weights.parent,
+                path=teacher.path,
+                texts_dir=options.texts,
+                task=zoo_task,
+                probes_file=match.entry.probes_file if match else None,
+                max_texts=options.max_texts,
+                seed=options.seed,
+            )
+        except CheckpointError as error:
+            faults.append(Skip(teacher.path, str(error)))
+            continue
+        texts[teacher.path] = found
+        samples.append(
+            PlannedSample(
+                path=teacher.path,
+                key=sample_key(teacher.path),
+                task=resolve_task(teacher.path, zoo_task, found.task),
+                base_model=teacher.base_model,
+                weights=teacher.weights,
+                config=teacher.config,
+                zoo_task=zoo_task,
+                delta=match.entry if match else None,
+                matched_by=match.matched_by if match else "",
+            )
+        )
+    _refuse_equal_keys(samples)
+    return samples, texts, faults
+
+
+def _refuse_equal_keys(samples: Sequence[PlannedSample]) -> None:
+    keys = Counter(sample.key for sample in samples)
+    twice = [sample.path for sample in samples if keys[sample.key] > 1]
+    if twice:
+        raise PlanError("two checkpoints have the same key", got=", ".join(twice), do="Rename one of them.")
+
+
+def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, ...]:
+    absent = {"texts"} if conditions is None else set()
+    absent |= set() if deltas.width else {"delta"}
+    return tuple(field for field in SUFFIX if field not in absent)
+
+
+def _jobs(samples: Sequence[PlannedSample], layout: Layout, options: PackOptions) -> tuple[ShardJob, ...]:
+    by_path = {sample.path: sample for sample in samples}
+    assigned = assign_shards(
+        [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
+        body_bytes=layout.body_bytes,
+        shard_bytes=options.shard_bytes,
+        seed=options.seed,
+        val_fraction=options.split,
+    )
+    return tuple(
+        ShardJob(name=shard.name, split=shard.split, samples=tuple(by_path[path] for path in shard.paths))
+        for shard in assigned
+    )
+
+
+def _estimate(context: PackContext, texts: CheckpointTexts) -> int:
+    """Bytes of one sample in its shard; exact but for texts and json."""
+    sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
+    characters = sum(len(text.prompt) + len(text.answer) for text in texts.texts)
+    sizes["texts"] = int(characters / _TEXT_PER_ID) * 4 + 8 * len(texts.texts)
+    sizes["json"] = characters + _MODULE_BYTES * len(context.layout.modules) + 1500
+    return sum(ustar.BLOCK + ustar.padded(sizes[field]) for field in context.members)
+
+
+def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:
+    shards = {job.name: [sample.path for sample in job.samples] for job in jobs}
+    maps = [list(pair) for pair in options.maps]
+    paths = sorted(path for paths in shards.values() for path in paths)
+    return blake3_hex(
+        dump_json({"options": options.content(), "maps": maps, "paths": paths, "shards": shards})
+    )
+
+
+def _nothing_to_pack(zoo: Path, skipped: Sequence[Skip]) -> PlanError:
+    if not skipped:
+        return PlanError(
+            "no checkpoint found",
+            where=str(zoo),
+            expected="directories with adapter_config.json and adapter_model.safetensors",
+            do="Name the directory that holds the checkpoints.",
+        )
+    rows = [f"{skip.checkpoint}: {skip.reason}" for skip in skipped]
+    return PlanError(
+        f"none of {len(rows)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
+    )

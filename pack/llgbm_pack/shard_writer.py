@@ -1,0 +1,83 @@
+"""Write one shard: canonical tar members in order, durable under the final name or absent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llgbm_shards import ustar
+from llgbm_shards.record import shard_digest
+from llgbm_shards.sample import SUFFIX, EncodedMember
+from llgbm_shards.storage import Buffer, new_file, storage_errors, write_all
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSample:
+    """A sample ready to be written.
+
+    Attributes:
+        key: Key its members share.
+        members: The encoded members, in member order; their buffers are used before the next sample is made.
+        columns: Query columns of its index row (checkpoint, task, ...).
+    """
+
+    key: str
+    members: Sequence[EncodedMember]
+    columns: dict[str, Any]
+
+
+@dataclass(slots=True)
+class WrittenShard:
+    """What was written: bytes, digest over the member lines, and the index rows (digests as hex)."""
+
+    name: str
+    size: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[tuple[str, int, str]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """The shard's digest."""
+        return shard_digest(self.lines)
+
+    def add(self, sample: PackedSample) -> list[Buffer]:
+        """Note one sample; returns the buffers to write for it."""
+        row: dict[str, Any] = {"key": sample.key, "shard": self.name, "offset": self.size}
+        parts: list[Buffer] = []
+        for member in sample.members:
+            name = f"{sample.key}.{SUFFIX[member.field]}"
+            parts += [ustar.header(name, member.size), *member.parts, ustar.padding(member.size)]
+            row[f"{member.field}.size"] = member.size
+            row[f"{member.field}.blake3"] = member.blake3.hex()
+            row[f"{member.field}.xxh3_64"] = member.xxh3_64
+            self.lines.append((name, member.size, member.blake3.hex()))
+            self.size += ustar.BLOCK + ustar.padded(member.size)
+        self.rows.append({**row, **sample.columns})
+        return parts
+
+
+def write_shard(path: Path, samples: Iterable[PackedSample], *, expected_bytes: int) -> WrittenShard | None:
+    """Write samples to a shard; nothing is written when there are none.
+
+    Args:
+        path: Final name of the shard.
+        samples: Made one at a time, while the shard is being written.
+        expected_bytes: Size the shard may reach, for the message when the disk is full.
+
+    Raises:
+        DiskFullError: No space; the partial file is removed.
+        StorageError: Other I/O faults of the output.
+    """
+    pending = iter(samples)
+    first = next(pending, None)
+    if first is None:
+        return None
+    shard = WrittenShard(path.name)
+    with storage_errors(path, needed=expected_bytes), new_file(path) as fd:
+        for sample in itertools.chain([first], pending):
+            write_all(fd, shard.add(sample))
+        shard.size += write_all(fd, [ustar.END])
+    return shard

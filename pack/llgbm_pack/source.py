@@ -1,0 +1,97 @@
+"""Read a weights file once, into a reused page-aligned buffer, and notice when it changes meanwhile."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.tensors import MAX_HEADER_BYTES, Header, parse_header
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One weights file in memory.
+
+    Attributes:
+        header: Its checked safetensors header.
+        data: The data section, 4096-byte aligned; overwritten by the next read.
+        digest: BLAKE3-256 of the whole file, hex.
+        size: Bytes of the file.
+        mtime_ns: Modification time in ns.
+    """
+
+    header: Header
+    data: memoryview
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+class SourceReader:
+    """Reads weights files one after another into one buffer that grows to the largest."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(b"")
+
+    def read(self, path: Path) -> Source:
+        """Read one file whole.
+
+        Raises:
+            CheckpointError: It cannot be read, is not sound safetensors, or changed while it was read, twice.
+        """
+        for _ in range(2):
+            try:
+                source = self._read_once(path)
+            except OSError as error:
+                raise CheckpointError(
+                    "cannot be read", where=path.name, got=error.strerror or str(error)
+                ) from error
+            except HeaderError as error:
+                raise CheckpointError(
+                    error.what, where=error.where, expected=error.expected, got=error.got, do=error.do
+                ) from error
+            if source is not None:
+                return source
+        raise CheckpointError(
+            "changed while it was read, twice", where=path.name, do="Pack again when nothing writes to it."
+        )
+
+    def _read_once(self, path: Path) -> Source | None:
+        """The file, or None when size, mtime or inode differ before and after."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            before = os.fstat(fd)
+            length = int.from_bytes(os.pread(fd, 8, 0), "little")
+            head = os.pread(fd, 8 + min(length, MAX_HEADER_BYTES), 0)
+            header = parse_header(head, before.st_size, where=path.name)
+            data = self._fill(fd, header.data_start, before.st_size - header.data_start)
+            after = path.stat()
+        finally:
+            os.close(fd)
+        stable = _identity(before) == _identity(after) and data is not None
+        if data is None or not stable:
+            return None
+        digest = blake3(head)
+        digest.update(data)
+        return Source(header, data, digest.hexdigest(), before.st_size, before.st_mtime_ns)
+
+    def _fill(self, fd: int, offset: int, size: int) -> memoryview | None:
+        if len(self._buffer) < size:
+            self._buffer = memoryview(mmap.mmap(-1, max(size, 1)))
+        view = self._buffer[:size]
+        done = 0
+        while done < size:
+            count = os.preadv(fd, [view[done:]], offset + done)
+            if count == 0:
+                return None
+            done += count
+        return view
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,84 @@
+"""Statistics of a set against a plain computation that holds every body at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DemoZoo
+from safetensors.torch import load_file
+
+from llgbm_pack import stats
+from llgbm_pack.build import build
+from llgbm_pack.options import PackOptions
+from llgbm_shards.errors import DamageError
+from llgbm_shards.shardset import ShardSet
+
+
+@pytest.fixture(scope="module")
+def out(demo_zoo: DemoZoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stats") / "out"
+    build(PackOptions(zoo=demo_zoo.zoo, out=path, workers=1))
+    return path
+
+
+def bodies(path: Path, task: str | None = None) -> torch.Tensor:
+    """(samples, N, r, chunk) float64, with zero-std pieces as NaN."""
+    opened = ShardSet(path)
+    tasks = opened.index(["task"]).column("task").to_pylist()
+    found = []
+    for number in range(len(opened)):
+        if task in (None, tasks[number]):
+            sample = opened.read_sample(number)
+            body = torch.from_numpy(sample.body.copy().view("i2")).view(torch.bfloat16).double()
+            body[(body == 0).all(-1).all(-1)] = torch.nan
+            found.append(body)
+    return torch.stack(found)
+
+
+def expect(found: dict[str, torch.Tensor], prefix: str, values: torch.Tensor) -> None:
+    std = values.std(0)
+    weights = std.mean((1, 2)) / std.mean()
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found[f"{prefix}element.mean"].double(), values.mean(0), **close)
+    torch.testing.assert_close(found[f"{prefix}element.std"].double(), std, **close)
+    assert (found[f"{prefix}element.count"] == len(values)).all()
+    tokens = values.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found[f"{prefix}token.mean"].double(), tokens.mean(1), **close)
+    torch.testing.assert_close(found[f"{prefix}token.std"].double(), tokens.std(1), **close)
+    torch.testing.assert_close(found[f"{prefix}criterion.weights"].double(), weights, **close)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 96 << 20])
+def test_equal_to_the_plain_computation(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(stats, "_SUM_BYTES", block_bytes)
+    report = stats.write_stats(str(out), str(tmp_path / "s.safetensors"), by_task=True)
+    found = load_file(tmp_path / "s.safetensors")
+    assert set(found) == set(report.tensors)
+    expect(found, "", bodies(out))
+    for task in ("arithmetic", "capitals", "sorting"):
+        expect(found, f"task.{task}.", bodies(out, task))
+
+
+def test_weights_have_mean_one(out: Path, tmp_path: Path) -> None:
+    stats.write_stats(str(out), str(tmp_path / "s.safetensors"))
+    weights = load_file(tmp_path / "s.safetensors")["criterion.weights"]
+    assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+    assert weights.std() > 0
+
+
+def test_damage_stops_it_and_leaves_no_file(out: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in out.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    shard = next(copy.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[3000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DamageError, match="body"):
+        stats.write_stats(str(copy), str(tmp_path / "s.safetensors"))
+    assert not list(tmp_path.glob("*s.safetensors*"))
