@@ -15,6 +15,20 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
+run: $(VENV)/.installed
+	rm -rf $(DEMO)
+	$(BIN)/llgbm-pack demo $(DEMO) -q
+	$(BIN)/llgbm-pack build $(DEMO)/zoo $(DEMO)/out --deltas $(DEMO)/deltas --text-tokenizer $(DEMO)/tokenizer \
+		--missing-delta skip --shard-bytes 256KiB
+	$(BIN)/llgbm-pack check $(DEMO)/out
+	$(BIN)/llgbm-pack bench $(DEMO)/out --batch-size 4
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/bench_tokenize.py
+	$(BIN)/python tests/bench/bench_build.py
+	$(BIN)/python tests/bench/bench_loader.py
+	$(BIN)/python tests/bench/bench_check.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

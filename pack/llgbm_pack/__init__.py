@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llgbm_pack.build import build
+    from llgbm_pack.build_set import build
     from llgbm_pack.deltas import DeltaCache
     from llgbm_pack.options import PackOptions
     from llgbm_pack.report import PackReport
@@ -19,7 +19,7 @@ _HOMES = {
     "LoraTokenizer2D": "tokenizer",
     "PackOptions": "options",
     "PackReport": "report",
-    "build": "build",
+    "build": "build_set",
 }
 
 

@@ -76,26 +76,35 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """Reads the file strictly, in bounded memory, and wants an object whose ``peft_type`` is LORA.
+def read_config(path: Path) -> bytes:
+    """The file's bytes, at most one more than is allowed.
 
     Raises:
-        CheckpointError: Unreadable, over 1 MiB, not JSON, duplicate keys, not of a LoRA.
+        CheckpointError: It cannot be read.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        config = load_json(data, where=path.name, max_bytes=MAX_CONFIG_BYTES)
+            return file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise CheckpointError("cannot be read", where=path.name, got=str(error.strerror)) from error
+
+
+def load_config(data: bytes, where: str) -> dict[str, Any]:
+    """Parses strictly, in bounded memory, and wants an object whose ``peft_type`` is LORA.
+
+    Raises:
+        CheckpointError: Over 1 MiB, not JSON, duplicate keys, not of a LoRA.
+    """
+    try:
+        config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
     except HeaderError as error:
         raise as_checkpoint_error(error) from error
     if not isinstance(config, dict):
-        raise CheckpointError("not an object", where=path.name, got=type(config).__name__)
+        raise CheckpointError("not an object", where=where, got=type(config).__name__)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            "not a LoRA adapter", where=f"{path.name}: peft_type", expected="LORA", got=f"{kind!r:.40}"
+            "not a LoRA adapter", where=f"{where}: peft_type", expected="LORA", got=f"{kind!r:.40}"
         )
     return config
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from llgbm_pack.adapter_config import AdapterConfig, as_checkpoint_error, load_config, parse_config
+from llgbm_pack.adapter_config import (
+    AdapterConfig,
+    as_checkpoint_error,
+    load_config,
+    parse_config,
+    read_config,
+)
 from llgbm_pack.adapter_keys import PairKeys, pair_keys
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import SAFETENSORS_DTYPE
-from llgbm_shards.tensors import Header, TensorSpec, read_header
+from llgbm_shards.tensors import Header, TensorSpec, parse_header, read_head
 
 _DTYPE_NAME: Final = {short: name for name, short in SAFETENSORS_DTYPE.items()}
 
@@ -50,8 +57,6 @@ class Adapter:
     """A LoRA adapter, without its weights.
 
     Attributes:
-        weights_path: The safetensors file.
-        header: Its header.
         dtype: ``bfloat16``, ``float16`` or ``float32``; one for all tensors.
         pairs: Canonical module name -> module, sorted by name.
         base_model: Name of the base model, never a path; "" when unknown.
@@ -60,8 +65,6 @@ class Adapter:
         scaling: ``alpha / rank`` (rslora: ``alpha / sqrt(rank)``) of these two.
     """
 
-    weights_path: Path
-    header: Header
     dtype: str
     pairs: dict[str, PairSpec]
     base_model: str
@@ -87,24 +90,54 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
             where=weights.name,
             do="Save it again with safe_serialization=True.",
         )
-    raw = None if config is None else load_config(config)
-    header = _read_header(weights)
-    keys = pair_keys(header.tensors, weights.name)
-    dtype = _dtype(header, weights.name)
-    parsed = AdapterConfig() if raw is None or config is None else parse_config(raw, config.name)
+    try:
+        head, size = read_head(weights)
+    except OSError as error:
+        raise CheckpointError("cannot be read", where=weights.name, got=str(error.strerror)) from error
+    except HeaderError as error:
+        raise as_checkpoint_error(error) from error
+    return parse_adapter(head, size, weights.name, config, alpha=alpha)
+
+
+def parse_adapter(
+    head: bytes, size: int, name: str, config: Path | None, *, alpha: float | None = None
+) -> Adapter:
+    """As :func:`read_adapter`, from the bytes before the data section of a file that has been read.
+
+    Args:
+        head: Its first bytes.
+        size: Bytes of the whole file.
+        name: Its name, for messages.
+        config: ``adapter_config.json``; None when there is none.
+        alpha: Alpha for an adapter whose config is absent or does not name it.
+    """
+    raw = None if config is None else read_config(config)
+    return _parse(head, size, name, raw, "" if config is None else config.name, alpha)
+
+
+# Most adapters of a zoo have the same header and config: parsing them takes longer than reading them.
+@lru_cache(maxsize=16)
+def _parse(
+    head: bytes, size: int, name: str, raw: bytes | None, config_name: str, alpha: float | None
+) -> Adapter:
+    parsed = AdapterConfig() if raw is None else parse_config(load_config(raw, config_name), config_name)
+    try:
+        header = parse_header(head, size, where=name)
+    except HeaderError as error:
+        raise as_checkpoint_error(error) from error
+    keys = pair_keys(header.tensors, name)
+    dtype = _dtype(header, name)
     default = parsed.alpha if parsed.alpha is not None else alpha
     if default is None:
         raise CheckpointError(
             "alpha is not known",
-            where=weights.name if config is None else f"{config.name}: lora_alpha",
-            got="no adapter_config.json" if config is None else "no such key",
+            where=name if raw is None else f"{config_name}: lora_alpha",
+            got="no adapter_config.json" if raw is None else "no such key",
             do="Give it with --alpha.",
         )
-    pairs = {name: _pair(name, pair, header, parsed, default, weights.name) for name, pair in keys.items()}
+    pairs = {module: _pair(module, pair, header, parsed, default, name) for module, pair in keys.items()}
     rank = max(pair.rank for pair in pairs.values())
     return Adapter(
-        weights_path=weights,
-        header=header,
         dtype=dtype,
         pairs=pairs,
         base_model=parsed.base_model,
@@ -112,15 +145,6 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
         alpha=default,
         scaling=parsed.scaling_of(default, rank),
     )
-
-
-def _read_header(weights: Path) -> Header:
-    try:
-        return read_header(weights)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=weights.name, got=str(error.strerror)) from error
-    except HeaderError as error:
-        raise as_checkpoint_error(error) from error
 
 
 def _dtype(header: Header, where: str) -> str:

@@ -73,7 +73,7 @@ def main() -> None:
 @build_options
 def build_command(arguments: BuildArguments, output: Output) -> int:
     """Pack the checkpoints under ZOO into a shard set in OUT."""
-    from llgbm_pack.build import build
+    from llgbm_pack.build_set import build
     from llgbm_pack.plan import make_plan
     from llgbm_pack.progress import progress_for
     from llgbm_pack.render import render_pack, render_plan
@@ -101,7 +101,7 @@ def _check_options(command: Callable[..., int]) -> Callable[..., int]:
 
 def _check(out: str, level: str, expect_digest: str | None, output: Output) -> int:
     from llgbm_pack.render import render_check
-    from llgbm_shards.check import check
+    from llgbm_shards.check_set import check
 
     report = check(out, level=level, expect_digest=expect_digest)
     _emit(output, report.to_json(), lambda: render_check(report))
@@ -176,6 +176,30 @@ def stats_command(out: str, file: str, by_task: bool, output: Output) -> int:
         report.to_json(),
         lambda: f"{report.file}: {', '.join(report.tensors)} over {report.samples} samples",
     )
+    return 0
+
+
+@main.command("bench")
+@click.argument("out")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--step-ms", type=click.FloatRange(min=0.01), default=200.0, show_default=True, help="Step to feed."
+)
+@click.option("--readers", type=click.IntRange(min=1), default=4, show_default=True, help="Reader threads.")
+@click.option("--verify", type=click.Choice(["full", "off"]), default="full", show_default=True)
+@output_options
+def bench_command(
+    out: str, batch_size: int, device: str, step_ms: float, readers: int, verify: str, output: Output
+) -> int:
+    """Measure how fast the set in OUT can be streamed here, and what limits it."""
+    from llgbm_pack.bench import bench_set
+    from llgbm_pack.render import render_bench
+
+    report = bench_set(
+        out, batch_size=batch_size, device=device, step_ms=step_ms, readers=readers, verify=verify
+    )
+    _emit(output, report.to_json(), lambda: render_bench(report))
     return 0
 
 

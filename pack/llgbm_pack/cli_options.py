@@ -138,7 +138,7 @@ _BUILD_OPTIONS: Final = (
     click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="Repeatable. [default: prompt]"),
     click.option("--joiner", default="\n", help="Between prompt and answer. [default: newline]"),
     click.option("--missing-delta", type=click.Choice(MISSING_DELTA), default="error", show_default=True),
-    click.option("--map", "maps", type=Pair(), multiple=True, metavar="OLD=NEW", help="Rewrite a path prefix of the deltas; repeatable."),
+    click.option("--map", "maps", type=Pair(), multiple=True, metavar="OLD=NEW", help="Rewrite a prefix of delta paths."),
     click.option("--token-order", type=click.Choice(TOKEN_ORDERS), default="sorted", show_default=True),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Cast every source."),
     click.option("--rank", type=_COUNT, metavar="R", help="Pad checkpoints of lower rank to R."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,18 +11,18 @@ from llgbm_pack.card import CARD_NAME, dataset_card
 from llgbm_pack.jobs import PackContext
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.plan import Plan
-from llgbm_pack.shard_record import PACK_DIRECTORY, ShardRecord
+from llgbm_pack.shard_record import ShardRecord
 from llgbm_pack.survey import Skip
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.index import INDEX_NAME, encode_index, index_schema
 from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, parse_record
-from llgbm_shards.storage import fsync_directory, write_file
+from llgbm_shards.storage import read_file, write_file
 
 SKIPPED_NAME: Final = "skipped.json"
 
 
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:
-    """Write what makes a directory of shards a set.
+    """Write what makes a directory of shards a set; the last write of all finishes it.
 
     Args:
         plan: The plan the shards were packed for.
@@ -51,9 +50,6 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
     write_file(context.out / CARD_NAME, dataset_card(record).encode())
     data = record.to_bytes()
     write_file(context.out / RECORD_NAME, data)
-    # Only now is the set finished; what was kept to resume it has served.
-    shutil.rmtree(context.out / PACK_DIRECTORY)
-    fsync_directory(context.out)
     return parse_record(data)
 
 
@@ -66,7 +62,7 @@ def _tokenizer_files(out: Path) -> list[FileEntry]:
     entries = []
     for path in sorted((out / TOKENIZER_DIRECTORY).rglob("*")):
         if path.is_file():
-            data = path.read_bytes()
+            data = read_file(path)
             name = path.relative_to(out).as_posix()
             entries.append(FileEntry(name=name, size=len(data), digest=blake3_hex(data)))
     return entries

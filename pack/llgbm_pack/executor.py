@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import os
@@ -11,7 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Final
 
@@ -40,7 +43,7 @@ def run_jobs(
         on_progress: Called from this thread now and then.
 
     Raises:
-        LlgbmError: What a worker raised; the others finish their shard in hand first.
+        LlgbmError: What a worker raised; the others are ended, and their unfinished shards are left to a resume.
         StorageError: A worker died.
     """
     if not jobs:
@@ -71,8 +74,10 @@ def _run_in_pool(
     # forkserver: one import of torch for all workers, and no fork of a process that has threads.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])
+    _start_forkserver()
     samples, size = processes.Value(ctypes.c_int64), processes.Value(ctypes.c_int64)
     pool = ProcessPoolExecutor(workers, processes, _start_worker, (context, samples, size))
+    started: dict[int, BaseProcess] = {}
     pending: set[Future[None]] = set()
     queue = iter(jobs)
     try:
@@ -82,6 +87,7 @@ def _run_in_pool(
                 pool.submit(_pack_in_worker, job)
                 for job in itertools.islice(queue, 2 * workers - len(pending))
             }
+            started.update(pool._processes or {})
             if not pending:
                 break
             done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -89,17 +95,36 @@ def _run_in_pool(
             for future in done:
                 future.result()
     except BrokenProcessPool as error:
-        raise StorageError(
-            "a worker process died",
-            where="build",
-            got="killed from outside, most often for lack of memory",
-            do="Finished shards are kept: run the same command again, with fewer --workers if memory was short.",
-        ) from error
+        pool.shutdown(cancel_futures=True)
+        raise _death([process.exitcode for process in started.values()]) from error
     except BaseException:
         _stop(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_forkserver() -> None:
+    """Start the server of worker processes deaf to Ctrl-C, so that none of them prints a traceback of its own."""
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _death(exit_codes: Sequence[int | None]) -> StorageError:
+    """What to say of a worker that died; the pool ends the others with SIGTERM."""
+    code = next((code for code in exit_codes if code not in (None, 0, -signal.SIGTERM)), -signal.SIGTERM)
+    do = "Finished shards are kept: run the same command again"
+    if code is not None and code < 0:
+        got = f"killed by {signal.Signals(-code).name}"
+        do += "; if memory was short, with fewer --workers." if code == -signal.SIGKILL else "."
+    else:
+        got = f"ended with status {code}"
+        do += '. A script that calls build() must do so under `if __name__ == "__main__":`.'
+    return StorageError("a worker process died", where="build", got=got, do=do)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
@@ -108,18 +133,21 @@ def _stop(pool: ProcessPoolExecutor) -> None:
         process.terminate()
 
 
+_make_packer: Callable[[], ShardPacker] | None = None
 _packer: ShardPacker | None = None
 _held: list[Any] = []
 
 
 def _start_worker(context: PackContext, samples: Synchronized[int], size: Synchronized[int]) -> None:
     """Set up a worker process: quiet on Ctrl-C (the builder ends it), gone when the builder is gone."""
-    global _packer  # noqa: PLW0603 - one packer a process is what an initializer is for
+    global _make_packer  # noqa: PLW0603 - one packer a process is what an initializer is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     lock = worker_lock(context.out / PACK_DIRECTORY)
     lock.__enter__()
     _held.append(lock)
+    if _orphaned(timeout=0):
+        os._exit(1)  # A new builder may already have looked at the lock: too late to write anything.
     torch.set_num_threads(1)
 
     def on_sample(done: int) -> None:
@@ -127,17 +155,25 @@ def _start_worker(context: PackContext, samples: Synchronized[int], size: Synchr
             samples.value += 1
             size.value += done
 
-    _packer = ShardPacker(context, on_sample)
+    # Made with the first job: what goes wrong then is an error of that job, not a worker that cannot start.
+    _make_packer = functools.partial(ShardPacker, context, on_sample)
 
 
 def _pack_in_worker(job: ShardJob) -> None:
-    if _packer is None:  # pragma: no cover - the initializer has run
-        raise StorageError("worker was not started", where=job.name)
+    global _packer  # noqa: PLW0603 - see _start_worker
+    if _packer is None:
+        if _make_packer is None:  # pragma: no cover - the initializer has run
+            raise StorageError("worker was not started", where=job.name)
+        _packer = _make_packer()
     _packer.pack(job)
 
 
 def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
+    if _orphaned(timeout=None):
         os._exit(1)
+
+
+def _orphaned(timeout: float | None) -> bool:
+    """Whether the builder is gone, or goes before the timeout."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and bool(wait_for([parent.sentinel], timeout))

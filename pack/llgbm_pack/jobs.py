@@ -29,6 +29,7 @@ class PlannedSample:
         weights: The safetensors file.
         config: adapter_config.json, or None.
         zoo_task: The task the zoo's own manifest names, which text files may be called after; or "".
+        text_files: Files its texts come from; none when its name is its text.
         delta: Its entry in the delta cache, None when it has none (or the set has none).
         matched_by: How that entry was found: ``exact``, ``relative``, ``tail`` or ``name``; "" without one.
     """
@@ -40,17 +41,32 @@ class PlannedSample:
     weights: Path
     config: Path | None
     zoo_task: str
+    text_files: tuple[Path, ...]
     delta: DeltaEntry | None
     matched_by: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file it is made of."""
+        joined = (self.config, self.delta.file if self.delta else None)
+        return (self.weights, *self.text_files, *(path for path in joined if path is not None))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """One shard to pack."""
+    """One shard to pack.
+
+    Attributes:
+        name: Its file name.
+        split: ``train`` or ``val``.
+        samples: What goes into it, in order.
+        context: Digest of the context it is packed in, so that a change there is a change of the job.
+    """
 
     name: str
     split: str
     samples: tuple[PlannedSample, ...]
+    context: str
 
     def digest(self) -> str:
         """Digest of everything the plan decided for this shard; another decision means packing it again."""
@@ -87,15 +103,38 @@ class PackContext:
     conditions: ConditionSpec | None
     delta_width: int
 
+    def digest(self) -> str:
+        """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""
+        places = ("zoo", "out", "texts")
+        return blake3_hex(
+            dump_json({key: value for key, value in _plain(asdict(self)).items() if key not in places})
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
-    """State of an input when it was packed, so that a resumed build notices an edit."""
+    """State of an input when it was packed, so that a resumed build notices an edit.
+
+    Attributes:
+        path: Where it lies.
+        size: Bytes; -1 when there was no such file.
+        mtime_ns: Modification time in ns; -1 without a file.
+        digest: BLAKE3-256, hex; "" when it was not read whole.
+    """
 
     path: str
     size: int
     mtime_ns: int
     digest: str
+
+    @classmethod
+    def unread(cls, path: Path) -> InputFile:
+        """The state of a file of a checkpoint that was skipped: mended, it is worth another try."""
+        try:
+            status = path.stat()
+        except OSError:
+            return cls(path=str(path), size=-1, mtime_ns=-1, digest="")
+        return cls(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, digest="")
 
     def holds(self) -> bool:
         """Whether the file is still the one that was packed: same size and mtime, or else same digest."""
@@ -106,7 +145,7 @@ class InputFile:
                 return True
             return status.st_size == self.size and blake3_hex(path.read_bytes()) == self.digest
         except OSError:
-            return False
+            return self.size < 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ LOCK_NAME: Final = "lock"
 #: Workers share this one; a new builder waits until those of a killed builder are gone.
 WORKERS_NAME: Final = "workers"
 _WORKERS_TIMEOUT_S: Final = 30.0
+_NAMELESS_TIMEOUT_S: Final = 1.0
 
 
 @contextlib.contextmanager
@@ -26,6 +27,7 @@ def builder_lock(directory: Path) -> Iterator[None]:
     """Hold the only builder's lock of an output, whose ``.pack`` directory is given.
 
     The lock of a dead process of this host is taken over; of another host nothing is known, so it is kept.
+    Only a death leaves the holder's name behind: every other end takes it out.
 
     Raises:
         LockedError: Another process holds it; says host, pid and since when.
@@ -34,9 +36,29 @@ def builder_lock(directory: Path) -> Iterator[None]:
         fd = _open_current(directory / LOCK_NAME)
     try:
         _acquire(fd, directory)
-        _wait_for_workers(directory)
-        yield
-        os.ftruncate(fd, 0)  # A clean end leaves no name behind; a death leaves it for the message.
+        try:
+            _wait_for_workers(directory)
+            yield
+        finally:
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def refuse_locked(directory: Path) -> None:
+    """Refuse before hours of planning what :func:`builder_lock` would refuse after them; writes nothing.
+
+    Raises:
+        LockedError: Another process holds the lock.
+    """
+    try:
+        fd = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _locked(directory, _holder(fd)) from error
     finally:
         os.close(fd)
 
@@ -60,20 +82,31 @@ def _open_current(path: Path) -> int:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             continue
-        try:
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                return fd
-        except FileNotFoundError:
-            pass
+        if _is_current(fd, path):
+            return fd
         os.close(fd)
 
 
-def _acquire(fd: int, directory: Path) -> None:
+def _is_current(fd: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _locked(directory, _holder(fd)) from error
-    if not (directory / LOCK_NAME).exists():
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(fd: int, directory: Path) -> None:
+    deadline = time.monotonic() + _NAMELESS_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            # A nameless holder only looks whether it is locked, or has not got to writing its name.
+            if _holder(fd) or time.monotonic() > deadline:
+                raise _locked(directory, _holder(fd)) from error
+            time.sleep(0.02)
+    if not _is_current(fd, directory / LOCK_NAME):
         raise _locked(directory, {})  # The holder finished and removed it while we were opening.
     holder = _holder(fd)
     if holder.get("host", socket.gethostname()) != socket.gethostname():
@@ -81,7 +114,8 @@ def _acquire(fd: int, directory: Path) -> None:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
     os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode(), 0)
+    with storage_errors(directory / LOCK_NAME, needed=len(text)):
+        os.pwrite(fd, text.encode(), 0)
 
 
 def _holder(fd: int) -> dict[str, Any]:
@@ -104,7 +138,8 @@ def _locked(directory: Path, holder: dict[str, Any]) -> LockedError:
 
 def _wait_for_workers(directory: Path) -> None:
     """Workers of a killed builder notice its death and end; until then they may still write."""
-    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with storage_errors(directory / WORKERS_NAME):
+        fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
     try:
         while True:

@@ -12,7 +12,7 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from llgbm_pack.adapters import Adapter, read_adapter
+from llgbm_pack.adapters import Adapter, parse_adapter
 from llgbm_pack.conditions import ConditionEncoder
 from llgbm_pack.encode import BodyEncoder
 from llgbm_pack.jobs import InputFile, Note, PackContext, PlannedSample
@@ -69,14 +69,10 @@ class Packer:
         Raises:
             CheckpointError: It cannot be packed; says why.
         """
-        adapter = read_adapter(planned.weights, planned.config, alpha=self.context.alpha)
         source = self._reader.read(planned.weights)
-        if source.header != adapter.header:
-            raise CheckpointError(
-                "changed while it was read",
-                where=planned.weights.name,
-                do="Pack again when nothing writes to it.",
-            )
+        adapter = parse_adapter(
+            source.head, source.size, planned.weights.name, planned.config, alpha=self.context.alpha
+        )
         self._encode_weights(adapter, source)
         texts = self._read_texts(planned)
         packed = Packed(PackedSample(planned.key, [], {}), self._inputs(planned, source, texts))

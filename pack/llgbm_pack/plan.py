@@ -11,22 +11,18 @@ from typing import Any
 from llgbm_pack.assignment import assign_shards
 from llgbm_pack.conditions import describe, load_tokenizer
 from llgbm_pack.consensus import choose_layout, keep_fitting
+from llgbm_pack.estimate import TextSize, estimate_bytes
 from llgbm_pack.jobs import Note, PackContext, PlannedSample, ShardJob
 from llgbm_pack.options import PackOptions
 from llgbm_pack.plan_deltas import DeltaPlan, plan_deltas
 from llgbm_pack.survey import Skip, Teacher, survey
 from llgbm_pack.tasks import resolve_task, zoo_tasks
-from llgbm_pack.texts import CheckpointTexts, read_texts
+from llgbm_pack.texts import read_texts
 from llgbm_pack.zoo import ZooListing, walk_zoo
-from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.errors import CheckpointError, PlanError
-from llgbm_shards.layout import Layout
-from llgbm_shards.sample import SUFFIX, fixed_sizes, sample_key
+from llgbm_shards.sample import SUFFIX, sample_key
 from llgbm_shards.texts import ConditionSpec
-
-#: Bytes of a json's row per module, and bytes of text per token id: only for estimates.
-_MODULE_BYTES, _TEXT_PER_ID = 80, 3.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +100,11 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         raise _nothing_to_pack(options.zoo, skipped)
     layout = choose_layout(surveyed.teachers, options)
     teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    skipped += misfits
+    if not teachers:
+        raise _nothing_to_pack(options.zoo, skipped)
     deltas = plan_deltas(teachers, _every_path(listing, options), options)
-    skipped += [*misfits, *deltas.skipped]
+    skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
     conditions, notes = _conditions(options)
@@ -126,7 +125,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         conditions=conditions,
         delta_width=deltas.width,
     )
-    jobs = _jobs(samples, layout, options)
+    jobs = _jobs(samples, context, options)
     return Plan(
         options=options,
         context=context,
@@ -135,9 +134,8 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         excluded=listing.excluded + len(listing.checkpoints) - len(candidates),
         skipped=tuple(sorted(skipped, key=lambda skip: skip.checkpoint)),
         notes=(*notes, *deltas.notes),
-        text_sources=dict(sorted(Counter(found.source for found in texts.values()).items())),
-        estimated_bytes=sum(_estimate(context, found) for found in texts.values())
-        + len(jobs) * len(ustar.END),
+        text_sources=dict(sorted(Counter(found.source for found in texts).items())),
+        estimated_bytes=estimate_bytes(context, texts, len(jobs)),
         fingerprint=_fingerprint(options, jobs),
     )
 
@@ -158,11 +156,11 @@ def _conditions(options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]
 
 def _join(
     teachers: Sequence[Teacher], deltas: DeltaPlan, options: PackOptions
-) -> tuple[list[PlannedSample], dict[str, CheckpointTexts], list[Skip]]:
+) -> tuple[list[PlannedSample], list[TextSize], list[Skip]]:
     """Read and check the texts of each teacher, and put together what belongs together."""
     tasks = zoo_tasks(options.zoo, [teacher.path for teacher in teachers])
     samples: list[PlannedSample] = []
-    texts: dict[str, CheckpointTexts] = {}
+    texts: list[TextSize] = []
     faults: list[Skip] = []
     for teacher in teachers:
         match = deltas.matches.get(teacher.path)
@@ -180,7 +178,7 @@ def _join(
         except CheckpointError as error:
             faults.append(Skip(teacher.path, str(error)))
             continue
-        texts[teacher.path] = found
+        texts.append(TextSize.of(found.source, found.texts))
         samples.append(
             PlannedSample(
                 path=teacher.path,
@@ -190,6 +188,7 @@ def _join(
                 weights=teacher.weights,
                 config=teacher.config,
                 zoo_task=zoo_task,
+                text_files=found.files,
                 delta=match.entry if match else None,
                 matched_by=match.matched_by if match else "",
             )
@@ -211,28 +210,27 @@ def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, 
     return tuple(field for field in SUFFIX if field not in absent)
 
 
-def _jobs(samples: Sequence[PlannedSample], layout: Layout, options: PackOptions) -> tuple[ShardJob, ...]:
+def _jobs(
+    samples: Sequence[PlannedSample], context: PackContext, options: PackOptions
+) -> tuple[ShardJob, ...]:
     by_path = {sample.path: sample for sample in samples}
+    digest = context.digest()
     assigned = assign_shards(
         [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
-        body_bytes=layout.body_bytes,
+        body_bytes=context.layout.body_bytes,
         shard_bytes=options.shard_bytes,
         seed=options.seed,
         val_fraction=options.split,
     )
     return tuple(
-        ShardJob(name=shard.name, split=shard.split, samples=tuple(by_path[path] for path in shard.paths))
+        ShardJob(
+            name=shard.name,
+            split=shard.split,
+            samples=tuple(by_path[path] for path in shard.paths),
+            context=digest,
+        )
         for shard in assigned
     )
-
-
-def _estimate(context: PackContext, texts: CheckpointTexts) -> int:
-    """Bytes of one sample in its shard; exact but for texts and json."""
-    sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
-    characters = sum(len(text.prompt) + len(text.answer) for text in texts.texts)
-    sizes["texts"] = int(characters / _TEXT_PER_ID) * 4 + 8 * len(texts.texts)
-    sizes["json"] = characters + _MODULE_BYTES * len(context.layout.modules) + 1500
-    return sum(ustar.BLOCK + ustar.padded(sizes[field]) for field in context.members)
 
 
 def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:

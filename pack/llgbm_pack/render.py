@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llgbm_pack.jobs import Note
 from llgbm_pack.plan import Plan
@@ -12,7 +12,14 @@ from llgbm_pack.sizes import human_bytes
 from llgbm_pack.survey import Skip
 from llgbm_shards.findings import CheckReport
 
+if TYPE_CHECKING:
+    from llgbm_pack.bench import BenchReport
+
 _FEW: Final = 20
+_ADVICE: Final = {
+    "storage": "storage must deliver {factor:.1f} times as much: a local NVMe copy, or shards that stay in the page cache",
+    "cpu": "{factor:.1f} times the CPU rate is needed: more cores, --readers, verify='first-epoch', or frame='none'",
+}
 
 
 def render_plan(plan: Plan) -> str:
@@ -31,7 +38,6 @@ def render_plan(plan: Plan) -> str:
 
 def render_pack(report: PackReport, *, verbose: bool) -> str:
     """What ``build`` prints at its end."""
-    rate = report.source_bytes / report.seconds if report.seconds else 0
     resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
     lines = [
         f"packed     {report.packed} of {report.found} checkpoints{resumed}, {report.num_tokens} tokens each",
@@ -40,13 +46,22 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
         f"texts      {_counts(report.text_sources)}"
         + (f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""),
         f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
-        f"rate       {human_bytes(report.source_bytes)} of weights in {report.seconds:.1f} s, {human_bytes(rate)}/s",
+        f"rate       {_rate(report)}",
         f"digest     {report.digest or 'not committed: --strict, and something was skipped or warned about'}",
     ]
     lines += [f"equal      {', '.join(group)}" for group in report.duplicates[: None if verbose else _FEW]]
     return "\n".join(
         [*lines, *_skips(report.skipped, all_of_them=verbose), *_notes(report.notes, all_of_them=verbose)]
     )
+
+
+def _rate(report: PackReport) -> str:
+    """The rate of packing, and the whole time beside it: imports and the plan are no part of a rate."""
+    if not report.source_bytes:
+        return f"nothing read in this run; {report.seconds:.1f} s in all"
+    rate = report.source_bytes / max(report.packing_seconds, 1e-3)
+    packing = f"{human_bytes(report.source_bytes)} of weights in {report.packing_seconds:.1f} s"
+    return f"{human_bytes(rate)}/s ({packing}; {report.seconds:.1f} s in all)"
 
 
 def render_check(report: CheckReport) -> str:
@@ -104,6 +119,30 @@ def render_sample(found: dict[str, Any]) -> str:
     lines += [f"tensor     {name:<18} {shape}" for name, shape in found["shapes"].items()]
     lines += [f"text {number:<5} {text['prompt']!r:.90}" for number, text in enumerate(info["texts"][:3])]
     return "\n".join(lines)
+
+
+def render_bench(report: BenchReport) -> str:
+    """What ``bench`` prints."""
+    size = report.sample_bytes
+    lines = [f"{key:<15} {shape}" for key, shape in report.batch.items()]
+    for name, rate in (
+        ("plain reads", report.storage_rate),
+        ("loader, cold", report.cold_rate),
+        ("loader, warm", report.warm_rate),
+    ):
+        lines.append(f"{name:<15} {rate:.1f} samples/s, {human_bytes(rate * size)}/s")
+    lines.append(f"limit           {'storage' if report.limit == 'storage' else 'CPU: decode, verify, copy'}")
+    needed, got = report.needed_rate, report.cold_rate
+    lines.append(
+        f"step            {report.step_ms:g} ms x {report.batch_size} rows takes {needed:.1f} samples/s: {_verdict(needed, got)}"
+    )
+    if got < needed:
+        lines.append(f"advice          {_ADVICE[report.limit].format(factor=needed / got)}")
+    return "\n".join(lines)
+
+
+def _verdict(needed: float, got: float) -> str:
+    return f"fed, {got / needed:.1f} times over" if got >= needed else f"not fed, {got / needed:.0%} of it"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -31,7 +31,8 @@ class PackReport:
         text_sources: Checkpoints by where their texts come from.
         fallbacks: Texts whose prompt stood in for a missing answer.
         duplicates: Groups of checkpoints whose weights files are equal.
-        seconds: Wall time.
+        seconds: Wall time of the whole build: imports, plan, packing, commit.
+        packing_seconds: Wall time of packing alone, the start of the workers included; the rate is over this.
     """
 
     out: str
@@ -52,6 +53,7 @@ class PackReport:
     fallbacks: int
     duplicates: tuple[tuple[str, ...], ...]
     seconds: float
+    packing_seconds: float
 
     @property
     def exit_code(self) -> int:

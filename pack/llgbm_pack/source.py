@@ -9,8 +9,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.tensors import MAX_HEADER_BYTES, Header, parse_header
+from llgbm_shards.errors import CheckpointError
+from llgbm_shards.tensors import MAX_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +18,14 @@ class Source:
     """One weights file in memory.
 
     Attributes:
-        header: Its checked safetensors header.
+        head: Its bytes before the data section: header length and safetensors header, not yet parsed.
         data: The data section, 4096-byte aligned; overwritten by the next read.
         digest: BLAKE3-256 of the whole file, hex.
         size: Bytes of the file.
         mtime_ns: Modification time in ns.
     """
 
-    header: Header
+    head: bytes
     data: memoryview
     digest: str
     size: int
@@ -42,7 +42,7 @@ class SourceReader:
         """Read one file whole.
 
         Raises:
-            CheckpointError: It cannot be read, is not sound safetensors, or changed while it was read, twice.
+            CheckpointError: It cannot be read, or changed while it was read, twice.
         """
         for _ in range(2):
             try:
@@ -50,10 +50,6 @@ class SourceReader:
             except OSError as error:
                 raise CheckpointError(
                     "cannot be read", where=path.name, got=error.strerror or str(error)
-                ) from error
-            except HeaderError as error:
-                raise CheckpointError(
-                    error.what, where=error.where, expected=error.expected, got=error.got, do=error.do
                 ) from error
             if source is not None:
                 return source
@@ -68,8 +64,7 @@ class SourceReader:
             before = os.fstat(fd)
             length = int.from_bytes(os.pread(fd, 8, 0), "little")
             head = os.pread(fd, 8 + min(length, MAX_HEADER_BYTES), 0)
-            header = parse_header(head, before.st_size, where=path.name)
-            data = self._fill(fd, header.data_start, before.st_size - header.data_start)
+            data = self._fill(fd, len(head), before.st_size - len(head))
             after = path.stat()
         finally:
             os.close(fd)
@@ -78,7 +73,7 @@ class SourceReader:
             return None
         digest = blake3(head)
         digest.update(data)
-        return Source(header, data, digest.hexdigest(), before.st_size, before.st_mtime_ns)
+        return Source(head, data, digest.hexdigest(), before.st_size, before.st_mtime_ns)
 
     def _fill(self, fd: int, offset: int, size: int) -> memoryview | None:
         if len(self._buffer) < size:

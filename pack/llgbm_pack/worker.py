@@ -72,6 +72,7 @@ class _Run:
                 packed = self._packer.pack(planned)
             except CheckpointError as error:
                 self.skipped.append(Skip(planned.path, str(error)))
+                self.inputs += [InputFile.unread(path) for path in planned.files]
                 self._on_sample(0)
                 continue
             yield packed.sample

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llgbm_shards.check import check
+    from llgbm_shards.check_set import check
     from llgbm_shards.errors import (
         CheckpointError,
         DamageError,
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "check": "check",
+    "check": "check_set",
     "CheckReport": "findings",
     "Finding": "findings",
     "Layout": "layout",

@@ -7,6 +7,7 @@ nesting, no duplicate keys, no NaN or Infinity, no lone surrogates, nothing afte
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 import xxhash
@@ -51,8 +52,14 @@ def load_json(data: bytes, *, where: str, max_bytes: int) -> Any:
             "nested too deeply", where=where, expected=f"at most {MAX_JSON_DEPTH} levels", got=f"{depth}"
         )
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        _check_text(value)
+        value = json.loads(
+            data.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+        if b"\\u" in data:  # The only way for a surrogate to come in: UTF-8 itself has no form for one.
+            _check_text(value)
     except (ValueError, UnicodeError) as error:
         raise HeaderError("not valid JSON", where=where, got=str(error)) from error
     return value
@@ -92,6 +99,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number as float; 1e999 is valid JSON, but it would come in as Infinity and could not be written again."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond float64")
+    return value
 
 
 def _check_text(value: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-LEVELS: Final = ("quick", "full")
-Kind = Literal["damage", "unreadable"]
+LEVELS: Final = ("quick", "full", "deep")
+Kind = Literal["damage", "unreadable", "transient"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -19,6 +19,8 @@ class Finding:
         member: Suffix of the member (``body.safetensors``), empty when it is not about one.
         what: The problem, with what was expected and found.
         kind: ``damage``: the bytes are wrong. ``unreadable``: they could not be read, so nothing is known.
+            ``transient``: a read failed or gave wrong bytes once, and then gave the right ones: the set is sound,
+            the storage under it may not be.
     """
 
     shard: str
@@ -38,13 +40,16 @@ class CheckReport:
 
     Attributes:
         path: The set, as the user named it.
-        level: ``quick`` or ``full``.
+        level: ``quick``, ``full`` or ``deep``.
         digest: Digest of the commit record; empty when that is damaged.
         samples: Samples the record promises.
         shards: Shards the record promises.
+        sample: Fraction of the samples that was asked to be read; 1 reads all.
+        seed: Which samples that fraction is.
+        samples_read: Samples whose bytes were read.
         bytes_read: Bytes of shards that were read.
         seconds: Wall time.
-        findings: All problems, ordered by shard, key and member.
+        findings: All that was found, ordered by shard, key and member.
     """
 
     path: str
@@ -52,24 +57,28 @@ class CheckReport:
     digest: str
     samples: int
     shards: int
+    sample: float
+    seed: int
+    samples_read: int
     bytes_read: int
     seconds: float
     findings: tuple[Finding, ...]
 
     @property
     def sound(self) -> bool:
-        """Nothing was found."""
-        return not self.findings
+        """All that was looked at is as it was written; transient read failures do not count against it."""
+        return all(finding.kind == "transient" for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
         """0 sound, 1 damage, 3 something could not be read (and no damage is known)."""
-        if any(finding.kind == "damage" for finding in self.findings):
+        kinds = {finding.kind for finding in self.findings}
+        if "damage" in kinds:
             return 1
-        return 3 if self.findings else 0
+        return 3 if "unreadable" in kinds else 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as ``--format json`` prints it."""
-        names = ("path", "level", "digest", "samples", "shards", "bytes_read", "seconds")
+        names = [name for name in self.__slots__ if name != "findings"]
         fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         return {**fields, "sound": self.sound, "findings": [finding.to_json() for finding in self.findings]}

@@ -70,7 +70,10 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
                 expected=f"{schema.names}",
                 got=f"{file.schema_arrow.names}",
             )
-        table = file.read(columns=wanted)
-        return table.cast(pa.schema([schema.field(name) for name in wanted]))
+        table = file.read(columns=wanted).cast(pa.schema([schema.field(name) for name in wanted]))
     except (pa.ArrowException, OSError) as error:
         raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
+    for name in wanted:
+        if table.column(name).null_count:
+            raise DamageError("holds nulls", shard=INDEX_NAME, got=f"column {name}")
+    return table

@@ -11,6 +11,7 @@ from blake3 import blake3
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.layout import Layout, Module
+from llgbm_shards.record_schema import check_record
 
 RECORD_NAME: Final = "shardset.json"
 FORMAT: Final = "llgbm-shards/1"
@@ -112,13 +113,15 @@ def parse_record(data: bytes) -> CommitRecord:
             )
         actual = blake3_hex(dump_json(fields))
         if digest != actual:
-            raise HeaderError("edited or damaged", where=RECORD_NAME, expected=f"digest {digest}", got=actual)
+            raise HeaderError(
+                "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
+            )
+        check_record(fields)
         return _from_json(fields, actual)
     except HeaderError as error:
-        raise DamageError(error.what, shard=RECORD_NAME, expected=error.expected, got=error.got) from error
-    except (KeyError, TypeError) as error:
+        place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
         raise DamageError(
-            "a field is missing or of another type", shard=RECORD_NAME, got=repr(error)
+            f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
         ) from error
 
 

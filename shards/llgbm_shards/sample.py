@@ -30,6 +30,8 @@ SUFFIX: Final = {
     "delta": "delta.npy",
     "json": "json",
 }
+#: What a key may look like; it names files in a tar, so nothing else is let in from data.
+KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,69}")
 _KEY_LENGTH: Final = 60
 Buffer = bytes | bytearray | memoryview
 

@@ -1,38 +1,59 @@
-"""Read one shard whole and judge every byte of it against the index, or, without one, against itself."""
+"""Read one shard and judge its bytes against the index: each member alone, so that damage hides no other damage."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from blake3 import blake3
 
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError
-from llgbm_shards.findings import Finding
+from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.record import ShardEntry, shard_digest
+from llgbm_shards.recover import recover_samples
 from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import MemberExtent
 
 #: Read size: large enough to amortise calls, small enough to be hashed while it is still in cache.
-_CHUNK = 1 << 20
+_CHUNK: Final = 1 << 20
+#: Pause before a failed read is tried once more.
+_RETRY_S: Final = 0.05
+
+Samples = Sequence[Sequence[MemberExtent]]
+#: Looks at the values of one sample whose bytes are right: its extents and its members' bytes by field.
+Inspect = Callable[[Sequence[MemberExtent], Mapping[str, bytes]], Iterable[Finding]]
 
 
 @dataclass(slots=True)
 class ShardScan:
-    """What the scan of one shard read and found."""
+    """What the scan of one shard read and found.
+
+    Attributes:
+        findings: Its damage.
+        bytes_read: Bytes read of members.
+        samples_read: Samples looked at.
+        nothing_right: Not one member is what it should be: most likely this is another shard.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     bytes_read: int = 0
+    samples_read: int = 0
+    nothing_right: bool = False
 
 
 def scan_shard(
     path: Path,
     entry: ShardEntry,
-    samples: Sequence[Sequence[MemberExtent]] | None,
+    samples: Samples | None,
+    *,
+    whole: bool = True,
+    inspect: Inspect | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ShardScan:
     """Read a shard and list its damage.
@@ -40,21 +61,27 @@ def scan_shard(
     Args:
         path: The shard.
         entry: Its row in the commit record.
-        samples: The members of each of its samples from a sound index; None when there is no sound index, then
-            the headers are walked instead and the first damaged one ends the walk.
+        samples: The members of its samples from a sound index; None when there is no sound index, then what the
+            shard's own json members say is taken, and proven by the shard's digest.
+        whole: ``samples`` are all of the shard's, not some.
+        inspect: Looks at the values of each sample without damage.
         progress: Called with the count of bytes read since the last call.
     """
     scan = ShardScan()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _Scanner(fd, entry, scan, progress).run(samples)
-        finally:
-            os.close(fd)
+        # O_NONBLOCK: should a named pipe have taken the shard's place, opening it must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        scan.findings.append(
-            Finding(shard=entry.name, what=f"cannot be read: {error.strerror}", kind="unreadable")
-        )
+        what = f"cannot be opened: {error.strerror}"
+        scan.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+        return scan
+    try:
+        _Scanner(fd, entry, scan, inspect, progress).run(samples, whole)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        scan.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+    finally:
+        os.close(fd)
     return scan
 
 
@@ -62,80 +89,121 @@ class _Scanner:
     """The state of one scan: the open shard, one reused read buffer, and the digests seen so far."""
 
     def __init__(
-        self, fd: int, entry: ShardEntry, scan: ShardScan, progress: Callable[[int], None] | None
+        self,
+        fd: int,
+        entry: ShardEntry,
+        scan: ShardScan,
+        inspect: Inspect | None,
+        progress: Callable[[int], None] | None,
     ) -> None:
-        self.fd, self.entry, self.scan, self.progress = fd, entry, scan, progress
+        self.fd, self.entry, self.scan, self.inspect, self.progress = fd, entry, scan, inspect, progress
         # Anonymous mmap: page aligned, which a plain bytearray is not; unaligned reads cost three times as much.
-        self.buffer = memoryview(mmap.mmap(-1, _CHUNK))
+        self.buffer = memoryview(mmap.mmap(-1, min(_CHUNK, max(entry.size, 1))))
         self.lines: list[tuple[str, int, str]] = []
+        self.held: bytearray | None = None
 
-    def run(self, samples: Sequence[Sequence[MemberExtent]] | None) -> None:
+    def run(self, samples: Samples | None, whole: bool) -> None:
         if samples is None:
-            end = self._walk()
+            recovered = recover_samples(self.fd, self.entry.name)
+            self.scan.findings += recovered.findings
+            samples = recovered.samples
+        wrong = sum(self._sample(sample) for sample in samples)
+        self.scan.samples_read = len(samples)
+        if whole:
+            self.scan.nothing_right = 0 < wrong == sum(map(len, samples))
+            last = samples[-1][-1] if samples else None
+            self._end(last.offset + ustar.padded(last.size) if last else 0)
+            self._digest_of_shard()
         else:
-            for member in (member for sample in samples for member in sample):
-                self._member(member)
-            end = self._end_of(samples)
-        if end is not None:
-            self._end(end)
-        actual = shard_digest(self.lines)
-        if actual != self.entry.digest and not self.scan.findings:
-            self._found(
-                f"not the shard that was committed: expected digest {self.entry.digest}, got {actual}"
-            )
+            self._end(self.entry.size - len(ustar.END))
 
-    def _walk(self) -> int | None:
-        """Without an index: trust the headers as far as they are canonical."""
-        end = 0
-        try:
-            for member in ustar.members(self.fd, self.entry.name):
-                self.lines.append((member.name, member.size, self._digest(member.data_offset, member.size)))
-                end = member.end
-        except DamageError as error:
-            self._found(str(error))
+    def _sample(self, sample: Sequence[MemberExtent]) -> int:
+        """Judge the members of one sample; returns how many are damaged."""
+        data: dict[str, bytes] = {}
+        wrong = 0
+        for extent in sample:
+            problem = self._member(extent)
+            if problem:
+                self._found(problem[1], problem[0], extent)
+                wrong += problem[0] == "damage"
+            if self.held is not None:
+                data[extent.field] = bytes(self.held)
+        if self.inspect is not None and not wrong and len(data) == len(sample):
+            self.scan.findings += self.inspect(sample, data)
+        return wrong
+
+    def _member(self, extent: MemberExtent) -> tuple[Kind, str] | None:
+        """What is wrong with a member. Whatever is wrong is looked at twice: the second look counts."""
+        first = self._judge(extent)
+        if first is None:
             return None
-        return end
+        if first[0] == "unreadable":
+            time.sleep(_RETRY_S)
+        second = self._judge(extent)
+        return second or ("transient", f"right when it was read again; the first time {first[1]}")
 
-    def _member(self, extent: MemberExtent) -> None:
-        suffix = SUFFIX[extent.field]
-        head = os.pread(self.fd, ustar.BLOCK, extent.offset - ustar.BLOCK)
-        if head != ustar.header(extent.name, extent.size):
-            self._found("damaged tar header", extent.key, suffix)
-        digest = self._digest(extent.offset, extent.size)
-        if digest != extent.blake3:
-            self._found(f"damaged: expected digest {extent.blake3}, got {digest}", extent.key, suffix)
-        pad = os.pread(self.fd, -extent.size % ustar.BLOCK, extent.offset + extent.size)
-        if pad != ustar.padding(extent.size):
-            self._found("padding after the member is not zero", extent.key, suffix)
-        self.lines.append((extent.name, extent.size, digest))
+    def _judge(self, extent: MemberExtent) -> tuple[Kind, str] | None:
+        try:
+            head = os.pread(self.fd, ustar.BLOCK, extent.offset - ustar.BLOCK)
+            digest, count = self._digest(extent.offset, extent.size)
+            pad = os.pread(self.fd, -extent.size % ustar.BLOCK, extent.offset + extent.size)
+        except OSError as error:
+            self.held = None
+            return "unreadable", f"cannot be read: {error.strerror}"
+        problems = list(_problems(extent, head, digest, count, pad))
+        if not problems:
+            self.lines.append((extent.name, extent.size, digest))
+        return ("damage", "; ".join(problems)) if problems else None
 
-    def _digest(self, offset: int, size: int) -> str:
-        """BLAKE3 of a range; bytes past the end of the file are missing from it, so it cannot match."""
+    def _digest(self, offset: int, size: int) -> tuple[str, int]:
+        """BLAKE3 of a range and how many of its bytes the file has; a range cut short cannot match."""
         digest = blake3()
-        end = offset + size
-        while offset < end:
-            count = os.preadv(self.fd, [self.buffer[: end - offset]], offset)
+        done = 0
+        self.held = bytearray() if self.inspect is not None else None
+        while done < size:
+            count = os.preadv(self.fd, [self.buffer[: size - done]], offset + done)
             if count == 0:
                 break
             digest.update(self.buffer[:count])
-            offset += count
+            if self.held is not None:
+                self.held += self.buffer[:count]
+            done += count
             self._read(count)
-        return digest.hexdigest()
+        return digest.hexdigest(), done
 
-    def _end_of(self, samples: Sequence[Sequence[MemberExtent]]) -> int:
-        last = samples[-1][-1]
-        return last.offset + ustar.padded(last.size)
+    def _digest_of_shard(self) -> None:
+        if not self.scan.findings and shard_digest(self.lines) != self.entry.digest:
+            got = shard_digest(self.lines)
+            self._found(f"not the shard that was committed: expected digest {self.entry.digest}, got {got}")
 
     def _end(self, offset: int) -> None:
         try:
             ustar.check_end(os.pread(self.fd, len(ustar.END) + 1, offset), self.entry.name, offset)
         except DamageError as error:
-            self._found(error.what)
+            self._found(f"{error.what}: expected {error.expected}, got {error.got}")
 
     def _read(self, count: int) -> None:
         self.scan.bytes_read += count
         if self.progress is not None:
             self.progress(count)
 
-    def _found(self, what: str, key: str = "", member: str = "") -> None:
-        self.scan.findings.append(Finding(shard=self.entry.name, key=key, member=member, what=what))
+    def _found(self, what: str, kind: Kind = "damage", extent: MemberExtent | None = None) -> None:
+        key, member = (extent.key, SUFFIX[extent.field]) if extent else ("", "")
+        self.scan.findings.append(Finding(shard=self.entry.name, key=key, member=member, what=what, kind=kind))
+
+
+def _problems(extent: MemberExtent, head: bytes, digest: str, count: int, pad: bytes) -> Iterable[str]:
+    if len(head) < ustar.BLOCK:
+        yield "missing: the shard ends before it" if not head else "missing: the shard ends in its tar header"
+        return
+    if head != ustar.header(extent.name, extent.size):
+        yield f"damaged tar header at byte {extent.offset - ustar.BLOCK}"
+    if count < extent.size:
+        yield f"truncated: expected {extent.size} bytes at byte {extent.offset}, got {count}"
+        return
+    if extent.blake3 and digest != extent.blake3:
+        yield f"damaged: expected digest {extent.blake3}, got {digest}"
+    if len(pad) < len(ustar.padding(extent.size)):
+        yield "truncated: the shard ends in the padding after it"
+    elif pad != ustar.padding(extent.size):
+        yield "padding after it is not zero"

@@ -6,8 +6,9 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,12 @@ from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.index import INDEX_NAME, decode_index
 from llgbm_shards.layout import Layout
-from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, parse_record
-from llgbm_shards.sample import SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
+from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, ShardEntry, parse_record
+from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
 from llgbm_shards.storage import read_file, storage_errors
 
-_MAX_JSON_BYTES = 256 << 20
+#: Longest json member accepted.
+MAX_JSON_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +138,52 @@ class ShardSet:
 
     def extents(self, sample: str | int) -> list[MemberExtent]:
         """The members of one sample, in tar order."""
-        row = self.index().slice(self.number(sample), 1).to_pylist()[0]
+        row = self._places.slice(self.number(sample), 1).to_pylist()[0]
         return row_extents(row, self.record.members)
 
     def shard_extents(self, shard: str) -> Iterator[list[MemberExtent]]:
-        """The members of every sample of one shard, sample by sample in tar order."""
-        table = self.index()
-        rows = table.filter(pa.compute.equal(table.column("shard"), shard)).to_pylist()
-        for row in rows:
-            yield row_extents(row, self.record.members)
+        """The members of every sample of one shard, sample by sample in tar order.
+
+        Raises:
+            DamageError: The index does not agree with the record on the shard.
+        """
+        first, entry = self._first_sample[shard]
+        end = 0
+        for row in self._places.slice(first, entry.samples).to_pylist():
+            extents = row_extents(row, self.record.members)
+            sound = row["shard"] == shard and row["offset"] == end and KEY.fullmatch(row["key"])
+            if not sound or any(not 0 <= extent.size <= ustar.MAX_MEMBER_BYTES for extent in extents):
+                raise DamageError("a row that does not fit its shard", shard=INDEX_NAME, key=row["key"])
+            end = extents[-1].offset + ustar.padded(extents[-1].size)
+            yield extents
+        if end + len(ustar.END) != entry.size:
+            raise DamageError(
+                f"the rows of {shard} do not fill it",
+                shard=INDEX_NAME,
+                expected=f"{entry.size} bytes",
+                got=f"{end + len(ustar.END)}",
+            )
+
+    @functools.cached_property
+    def _places(self) -> pa.Table:
+        """Where everything stands; kept, since parsing it costs more than reading a sample."""
+        parts = ("size", "blake3", "xxh3_64")
+        columns = [f"{field}.{part}" for field in self.record.members for part in parts]
+        table = self.index(["key", "shard", "offset", *columns])
+        if len(table) != len(self):
+            raise DamageError(
+                "index and record disagree",
+                shard=INDEX_NAME,
+                expected=f"{len(self)} samples",
+                got=f"{len(table)} rows",
+            )
+        return table
+
+    @functools.cached_property
+    def _first_sample(self) -> dict[str, tuple[int, ShardEntry]]:
+        """Shard name -> number of its first sample, and its entry: the index is in the record's order."""
+        starts = accumulate((entry.samples for entry in self.record.shards), initial=0)
+        return {entry.name: (first, entry) for first, entry in zip(starts, self.record.shards, strict=False)}
 
     def read_member(self, extent: MemberExtent) -> bytes:
         """The verified bytes of one member.
@@ -187,7 +226,7 @@ def decode_sample(key: str, data: dict[str, bytes], record: CommitRecord) -> Sam
         HeaderError: A member is not what the record says it is.
     """
     layout = record.layout
-    info = load_json(data["json"], where="json", max_bytes=_MAX_JSON_BYTES)
+    info = load_json(data["json"], where="json", max_bytes=MAX_JSON_BYTES)
     texts, delta = data.get("texts"), data.get("delta")
     return Sample(
         key=key,
@@ -204,20 +243,27 @@ def read_record(path: Path) -> CommitRecord:
 
     Raises:
         DamageError: There is none (the set is unfinished), or it is damaged.
+        StorageError: It cannot be read.
     """
     record = path / RECORD_NAME
-    if not record.exists():
-        unfinished = (path / ".pack").is_dir()
-        raise DamageError(
-            "the set is unfinished: its build has not committed" if unfinished else "not a shard set",
-            shard=str(path),
-            expected=RECORD_NAME,
-            got="no such file" if path.is_dir() else "no such directory",
-            do="Run the same build command again to finish it."
-            if unfinished
-            else "Name the directory that a build wrote.",
-        )
+    with storage_errors(record):
+        if not os.path.lexists(record):
+            raise _no_record(path)
     return parse_record(read_file(record, max_bytes=MAX_RECORD_BYTES))
+
+
+def _no_record(path: Path) -> DamageError:
+    if (path / ".pack").is_dir():
+        what = "the set is unfinished: its build has not committed"
+        do = "Run the same build command again to finish it."
+    elif any(path.glob("*.tar")):
+        what = "the commit record is missing"
+        do = "Copy it again, or run `llgbm-pack repair` with --expect-digest."
+    else:
+        what = "not a shard set"
+        do = "Name the directory that a build wrote."
+    got = "no such file" if path.is_dir() else "no such directory"
+    return DamageError(what, shard=str(path), expected=RECORD_NAME, got=got, do=do)
 
 
 def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:

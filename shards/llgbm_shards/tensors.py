@@ -8,6 +8,7 @@ falling item size then name, and a header padded with spaces so that the data se
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,19 @@ class Header:
     data_start: int
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file; the data is not touched.
+def read_head(path: Path) -> tuple[bytes, int]:
+    """The bytes of a safetensors file up to its data section (at most 1 MiB of them), and the file's size.
 
     Raises:
-        HeaderError: The file is not a sound safetensors file.
+        HeaderError: It is not a regular file; nothing is opened that could block.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise HeaderError("not a regular file", where=path.name)
+    with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        return parse_header(file.read(8 + min(size, MAX_HEADER_BYTES)), size, where=path.name)
+        head = file.read(8)
+        return head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES)), size
 
 
 def parse_header(head: bytes | memoryview, file_size: int, *, where: str = "safetensors") -> Header:

@@ -10,7 +10,7 @@ from conftest import DemoZoo
 from safetensors.torch import load_file
 
 from llgbm_pack import stats
-from llgbm_pack.build import build
+from llgbm_pack.build_set import build
 from llgbm_pack.options import PackOptions
 from llgbm_shards.errors import DamageError
 from llgbm_shards.shardset import ShardSet

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
+from llgbm_pack.begin import PLAN_NAME, begin
 from llgbm_pack.commit import commit_set
-from llgbm_pack.conditions import save_tokenizer
 from llgbm_pack.executor import run_jobs
 from llgbm_pack.jobs import ShardJob
-from llgbm_pack.lock import builder_lock
+from llgbm_pack.lock import builder_lock, refuse_locked
 from llgbm_pack.options import PackOptions
-from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.plan import Plan, make_plan
-from llgbm_pack.replace import refuse_foreign, replacement_directory, swap_in
+from llgbm_pack.replace import clear, refuse_foreign, replacement_directory, swap_in
 from llgbm_pack.report import PackReport
 from llgbm_pack.shard_record import PACK_DIRECTORY, ShardRecord, finished_record, load_record
 from llgbm_pack.survey import Skip
-from llgbm_shards.canonical import dump_json, load_json
-from llgbm_shards.errors import HeaderError, PlanError, UsageError
+from llgbm_shards.errors import PlanError, UsageError
 from llgbm_shards.record import RECORD_NAME
-from llgbm_shards.storage import read_file, remove_temporary, storage_errors, write_file
-
-PLAN_NAME: Final = "plan.json"
-_MAX_PLAN_BYTES: Final = 1 << 30
+from llgbm_shards.storage import fsync_directory, remove_temporary, storage_errors
 
 
 class Progress(Protocol):
@@ -50,9 +46,13 @@ class _Silent:
 
 
 @dataclass(slots=True)
-class _Totals:
+class _Run:
+    """What this run did: samples found done, samples and source bytes packed, and the time that took."""
+
+    resumed: int = 0
     samples: int = 0
     source_bytes: int = 0
+    seconds: float = 0.0
 
 
 def build(options: PackOptions, *, progress: Progress | None = None) -> PackReport:
@@ -71,53 +71,88 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
     """
     start = time.monotonic()
     progress = progress or _Silent()
-    _refuse_finished(options)
-    out = replacement_directory(options.out) if options.overwrite else options.out
-    if options.overwrite and (out / RECORD_NAME).exists():
-        swap_in(out, options.out)  # An earlier --overwrite was cut off between finishing and swapping.
+    out = _place(options)
     plan = make_plan(options, out)
     with storage_errors(out):
-        refuse_foreign(out)
         out.mkdir(parents=True, exist_ok=True)
     with builder_lock(out / PACK_DIRECTORY):
-        _refuse_finished(options)
-        totals, resumed = _pack(plan, progress)
+        _make_ready(options, out)
+        run = _pack(plan, progress)
         records = [load_record(out, job) for job in plan.jobs]
         skipped = sorted(_all_skipped(plan, records), key=lambda skip: skip.checkpoint)
         digest = ""
         if not (options.strict and (skipped or plan.notes or any(record.notes for record in records))):
             _refuse_empty(options, records, skipped)
             digest = commit_set(plan, records, skipped).digest
-    if digest and options.overwrite:
+            _finish(options, out)
+    return _report(plan, records, skipped, digest, run, time.monotonic() - start)
+
+
+def _place(options: PackOptions) -> Path:
+    """Where the shards go; what can be refused now is refused now, for the plan may take long."""
+    refuse_foreign(options.out)
+    refuse_locked(options.out / PACK_DIRECTORY)
+    if options.overwrite:
+        out = replacement_directory(options.out)
+        refuse_locked(out / PACK_DIRECTORY)
+        return out
+    if (options.out / RECORD_NAME).exists():
+        if (options.out / PACK_DIRECTORY).exists():  # A build died in its last step, after the commit.
+            with builder_lock(options.out / PACK_DIRECTORY):
+                _refuse_finished(options.out)
+        raise _finished(options.out)
+    return options.out
+
+
+def _make_ready(options: PackOptions, out: Path) -> None:
+    """Look again, now that the lock is held."""
+    if not options.overwrite:
+        _refuse_finished(out)
+        return
+    with storage_errors(out):
+        if not (out / PACK_DIRECTORY / PLAN_NAME).exists():
+            clear(out)
+        (out / RECORD_NAME).unlink(missing_ok=True)
+
+
+def _refuse_finished(out: Path) -> None:
+    if (out / RECORD_NAME).exists():
+        shutil.rmtree(out / PACK_DIRECTORY, ignore_errors=True)  # A finished set has none.
+        raise _finished(out)
+
+
+def _finished(out: Path) -> UsageError:
+    return UsageError(
+        "this set is finished", where=str(out), do="Choose another OUT, or replace it with --overwrite."
+    )
+
+
+def _finish(options: PackOptions, out: Path) -> None:
+    """The set is committed: put it in its place, remove what was kept to resume it. The lock is still held."""
+    if options.overwrite:
         swap_in(out, options.out)
-    return _report(plan, records, skipped, digest, totals, resumed, time.monotonic() - start)
+    with storage_errors(options.out):
+        shutil.rmtree(options.out / PACK_DIRECTORY, ignore_errors=True)
+        fsync_directory(options.out)
 
 
-def _refuse_finished(options: PackOptions) -> None:
-    if not options.overwrite and (options.out / RECORD_NAME).exists():
-        raise UsageError(
-            "this set is finished",
-            where=str(options.out),
-            do="Choose another OUT, or replace it with --overwrite.",
-        )
-
-
-def _pack(plan: Plan, progress: Progress) -> tuple[_Totals, int]:
-    """Pack the shards that are not finished yet; returns what this run did and how many samples it found done."""
+def _pack(plan: Plan, progress: Progress) -> _Run:
+    """Pack the shards that are not finished yet."""
     out = plan.context.out
-    _begin(plan)
+    begin(plan)
     pending = [job for job in plan.jobs if finished_record(out, job) is None]
-    resumed = plan.samples - sum(len(job.samples) for job in pending)
-    progress.planned(plan, resumed)
-    totals = _Totals()
+    run = _Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
+    progress.planned(plan, run.resumed)
+    start = time.monotonic()
 
     def advanced(samples: int, source_bytes: int) -> None:
-        totals.samples, totals.source_bytes = samples, source_bytes
+        run.samples, run.source_bytes = samples, source_bytes
         progress.advanced(samples, source_bytes)
 
     with _no_leftovers(out):
         run_jobs(plan.context, pending, workers=plan.options.worker_count, on_progress=advanced)
-    return totals, resumed
+    run.seconds = time.monotonic() - start
+    return run
 
 
 @contextlib.contextmanager
@@ -128,35 +163,6 @@ def _no_leftovers(out: Path) -> Iterator[None]:
     finally:
         remove_temporary(out)
         remove_temporary(out / PACK_DIRECTORY)
-
-
-def _begin(plan: Plan) -> None:
-    """Write the plan, or find that an interrupted build had the same one; put the tokenizer in its place."""
-    out = plan.context.out
-    path = out / PACK_DIRECTORY / PLAN_NAME
-    if path.exists():
-        _refuse_other_plan(plan, path)
-    else:
-        shards = {job.name: [sample.path for sample in job.samples] for job in plan.jobs}
-        write_file(path, dump_json({"fingerprint": plan.fingerprint, "shards": shards}))
-    remove_temporary(out)
-    if plan.options.text_tokenizer is not None:
-        save_tokenizer(plan.options.text_tokenizer, out / TOKENIZER_DIRECTORY)
-
-
-def _refuse_other_plan(plan: Plan, path: Path) -> None:
-    try:
-        began = load_json(read_file(path), where=PLAN_NAME, max_bytes=_MAX_PLAN_BYTES)["fingerprint"]
-    except (HeaderError, KeyError, TypeError):
-        began = "unreadable"
-    if began != plan.fingerprint:
-        raise PlanError(
-            "an unfinished build with other options or another zoo is here",
-            where=str(plan.context.out),
-            expected=f"plan {plan.fingerprint[:16]}",
-            got=f"plan {began[:16]}",
-            do=f"Run the command it was begun with, or delete {plan.context.out} to begin anew.",
-        )
 
 
 def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
@@ -180,8 +186,7 @@ def _report(
     records: Sequence[ShardRecord],
     skipped: Sequence[Skip],
     digest: str,
-    totals: _Totals,
-    resumed: int,
+    run: _Run,
     seconds: float,
 ) -> PackReport:
     matched_by: Counter[str] = Counter()
@@ -194,18 +199,19 @@ def _report(
         found=plan.found,
         excluded=plan.excluded,
         packed=sum(len(record.rows) for record in records),
-        resumed=resumed,
+        resumed=run.resumed,
         skipped=tuple(skipped),
         notes=(*plan.notes, *(note for record in records for note in record.notes)),
         shards=sum(bool(record.rows) for record in records),
         set_bytes=sum(record.size for record in records),
-        source_bytes=totals.source_bytes,
+        source_bytes=run.source_bytes,
         num_tokens=plan.context.layout.num_tokens,
         matched_by=dict(sorted(matched_by.items())),
         text_sources=plan.text_sources,
         fallbacks=sum(record.fallbacks for record in records),
         duplicates=_duplicates(plan.jobs, records),
         seconds=seconds,
+        packing_seconds=run.seconds,
     )
 
 
@@ -215,6 +221,6 @@ def _duplicates(jobs: Sequence[ShardJob], records: Sequence[ShardRecord]) -> tup
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         for source in record.inputs:
-            if source.path in weights:
+            if source.path in weights and source.digest:
                 groups[source.digest].append(weights[source.path])
     return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))

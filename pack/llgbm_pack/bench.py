@@ -1,0 +1,166 @@
+"""bench: how fast a set can be fed to a training loop here, and what limits it."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_loader import StreamingLoader
+from llgbm_shards.shardset import ShardSet
+
+#: At most this many bytes of shards are read in each phase.
+_ENOUGH_BYTES: Final = 4 << 30
+_CHUNK: Final = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchReport:
+    """What was measured; rates are samples a second.
+
+    Attributes:
+        path: The set.
+        device: Where batches went.
+        batch_size: Rows of a batch.
+        batches: Batches of each phase.
+        samples: Samples of each phase.
+        sample_bytes: Mean bytes of a sample in its shard.
+        batch: Key -> shape and dtype of one batch's entries.
+        storage_rate: Plain reads of the same shards with the page cache dropped, as many threads.
+        cold_rate: The loader with the page cache dropped.
+        warm_rate: The loader with the bytes in memory: what decoding, verifying and copying allow.
+        step_ms: Length of a training step that is to be fed, in ms.
+    """
+
+    path: str
+    device: str
+    batch_size: int
+    batches: int
+    samples: int
+    sample_bytes: int
+    batch: dict[str, str]
+    storage_rate: float
+    cold_rate: float
+    warm_rate: float
+    step_ms: float
+
+    @property
+    def limit(self) -> str:
+        """``storage`` or ``cpu``, whichever is slower."""
+        return "storage" if self.storage_rate < self.warm_rate else "cpu"
+
+    @property
+    def needed_rate(self) -> float:
+        """Samples a second that steps of ``step_ms`` take."""
+        return self.batch_size * 1000 / self.step_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``--format json`` prints it."""
+        return {**asdict(self), "limit": self.limit, "needed_rate": self.needed_rate}
+
+
+def bench_set(
+    path: str, *, batch_size: int, device: str, step_ms: float, readers: int, verify: str
+) -> BenchReport:
+    """Read a set three ways: plainly, through the loader cold, and through the loader warm.
+
+    Args:
+        path: The set.
+        batch_size: Rows of a batch.
+        device: ``cpu``, ``cuda``, ...
+        step_ms: Length of a training step in ms, to be judged.
+        readers: Reader threads.
+        verify: As for :class:`StreamingLoader`.
+
+    Raises:
+        DamageError: The set is damaged.
+        StorageError: It cannot be read.
+    """
+    opened = ShardSet(path)
+    set_bytes = sum(shard.size for shard in opened.record.shards)
+    sample_bytes = set_bytes // max(1, len(opened))
+    batches = max(1, min(len(opened), _ENOUGH_BYTES // sample_bytes) // batch_size)
+    loader = StreamingLoader(
+        path,
+        batch_size=batch_size,
+        device=device,
+        readers=readers,
+        verify=verify,
+        remainder="pad",
+        shuffle="shards",
+    )
+    try:
+        shards = [opened.path / shard.name for shard in opened.record.shards]
+        _drop_cache(shards)
+        cold, batch = _epoch(loader, batches)
+        warm, _ = _epoch(loader, batches)
+        _drop_cache(shards)
+        storage = _plain_reads(shards, batches * batch_size * sample_bytes, readers) / sample_bytes
+    finally:
+        loader.close()
+    return BenchReport(
+        path=path,
+        device=device,
+        batch_size=batch_size,
+        batches=batches,
+        samples=min(batches * batch_size, len(opened)),
+        sample_bytes=sample_bytes,
+        batch=batch,
+        storage_rate=storage,
+        cold_rate=cold,
+        warm_rate=warm,
+        step_ms=step_ms,
+    )
+
+
+def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, dict[str, str]]:
+    """Samples a second over the first batches of an epoch, and what the first one looks like."""
+    loader.set_epoch(0)
+    shown: dict[str, str] = {}
+    samples = 0
+    start = time.monotonic()
+    for batch in itertools.islice(loader, batches):
+        samples += int(batch["valid"].sum())
+        shown = shown or {
+            key: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+            for key, value in batch.items()
+            if hasattr(value, "dtype")
+        }
+    return samples / (time.monotonic() - start), shown
+
+
+def _drop_cache(paths: Sequence[Path]) -> None:
+    """Ask the kernel to forget the shards' pages, so that the next read comes from storage."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def _plain_reads(paths: Sequence[Path], enough: int, readers: int) -> float:
+    """Bytes a second of reading shards into reused buffers, a thread a shard."""
+
+    def read(path: Path) -> int:
+        buffer = memoryview(mmap.mmap(-1, _CHUNK))
+        done = 0
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                done += count
+        return done
+
+    sizes = itertools.accumulate(path.stat().st_size for path in paths)
+    chosen = [
+        path for path, before in zip(paths, itertools.chain([0], sizes), strict=False) if before < enough
+    ]
+    start = time.monotonic()
+    with ThreadPoolExecutor(readers) as pool:
+        total = sum(pool.map(read, chosen))
+    return total / (time.monotonic() - start)

@@ -1,0 +1,205 @@
+"""Check a set: is every byte the byte that was written?
+
+The commit record proves itself, then the index and the other files; the index says where every member stands
+and what it hashes to. So each member is judged alone: damage to one, headers included, hides no other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+
+from llgbm_shards.deep import DeepCheck
+from llgbm_shards.errors import DamageError, LlgbmError, StorageError, UsageError
+from llgbm_shards.findings import LEVELS, CheckReport, Finding
+from llgbm_shards.index import INDEX_NAME
+from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry
+from llgbm_shards.scan import ShardScan, scan_shard
+from llgbm_shards.set_files import check_extra, check_files, check_presence, finding_of, identify, read_twice
+from llgbm_shards.shardset import ShardSet, read_record
+
+Progress = Callable[[int], None]
+_DAY_S: Final = 86_400
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    level: str = "full",
+    sample: float = 1.0,
+    seed: int | None = None,
+    expect_digest: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check a set and list everything that is wrong with it.
+
+    Args:
+        path: Directory of the set.
+        level: ``quick``: the record, presence, sizes, and digests of all files but the shards. ``full``: every
+            byte of every shard too. ``deep``: the values as well, see :mod:`llgbm_shards.deep`.
+        sample: Fraction of the samples to read, for ``full`` and ``deep``; 1 reads all.
+        seed: Which samples that fraction is; None: the day's number. Seeds that follow each other read samples
+            that follow each other, so that 1/sample runs on successive days read them all.
+        expect_digest: Digest the commit record must have.
+        workers: Threads; None: one a core this process may use.
+        progress: Called with the count of shard bytes read since the last call, from any thread.
+
+    Raises:
+        UsageError: Unknown level, or no such fraction.
+        StorageError: The directory itself cannot be read.
+    """
+    if level not in LEVELS:
+        raise UsageError("unknown level", where="check", expected=" or ".join(LEVELS), got=repr(level))
+    if not 0 < sample <= 1:
+        raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=str(sample))
+    root = Path(path)
+    if not root.is_dir():
+        raise StorageError("no such directory", where=str(path), do="Name the directory that a build wrote.")
+    window = _Window(sample, int(time.time() // _DAY_S) if seed is None else seed)
+    workers = workers or len(os.sched_getaffinity(0))
+    return _Check(os.fspath(path), root, level, window, workers, progress).run(expect_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Which samples are read: those whose place on a circle lies in a window that the seed moves on by its width."""
+
+    fraction: float
+    seed: int
+
+    def __contains__(self, key: str) -> bool:
+        place = int.from_bytes(blake3(key.encode()).digest()[:6], "big") / 2**48
+        return (place - self.seed * self.fraction) % 1.0 < self.fraction
+
+
+class _Check:
+    """The state of one check."""
+
+    def __init__(
+        self, shown: str, root: Path, level: str, window: _Window, workers: int, progress: Progress | None
+    ) -> None:
+        self.shown, self.root, self.level, self.window = shown, root, level, window
+        self.workers, self.progress = workers, progress
+        self.start = time.monotonic()
+        self.findings: list[Finding] = []
+        self.scans: list[ShardScan] = []
+
+    def run(self, expect_digest: str | None) -> CheckReport:
+        try:
+            record = read_twice(lambda: read_record(self.root), RECORD_NAME, self.findings)
+        except LlgbmError as error:
+            self.findings.append(finding_of(error, RECORD_NAME))
+            return self._report(None)
+        if expect_digest is not None and record.digest != expect_digest:
+            what = f"another set than expected: expected digest {expect_digest}, got {record.digest}"
+            self.findings.append(Finding(shard=RECORD_NAME, what=what))
+        self.findings += check_files(self.root, record)
+        presence, extra = check_presence(self.root, record)
+        self.findings += presence
+        self.findings += [
+            check_extra(self.root, path, record, read=self.level != "quick") for path in extra
+        ]
+        opened = self._index(record)
+        if self.level != "quick":
+            self._scan(record, opened)
+        return self._report(record)
+
+    def _index(self, record: CommitRecord) -> ShardSet | None:
+        """The set opened with a sound index, else None."""
+        if any(finding.shard == INDEX_NAME and finding.kind != "transient" for finding in self.findings):
+            return None
+        try:
+            opened = ShardSet(self.root)
+            self.findings += _index_fits(record, opened.index(["key", "shard", "split"]))
+            for shard in record.shards[:1]:
+                next(opened.shard_extents(shard.name))
+        except LlgbmError as error:
+            self.findings.append(finding_of(error, INDEX_NAME))
+            return None
+        return opened
+
+    def _scan(self, record: CommitRecord, opened: ShardSet | None) -> None:
+        """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""
+        deep = DeepCheck(opened) if self.level == "deep" and opened is not None else None
+        gone = {finding.shard for finding in self.findings if finding.what.startswith(("missing", "not a regular"))}
+        present = [shard for shard in record.shards if shard.name not in gone]
+
+        def scan(shard: ShardEntry) -> ShardScan:
+            return self._scan_one(shard, record, opened, deep)
+
+        if self.workers == 1 or len(present) == 1:
+            self.scans = [scan(shard) for shard in present]
+        else:
+            with ThreadPoolExecutor(max_workers=self.workers) as pool:
+                self.scans = list(pool.map(scan, present))
+        self.findings += [finding for one in self.scans for finding in one.findings]
+
+    def _scan_one(
+        self, shard: ShardEntry, record: CommitRecord, opened: ShardSet | None, deep: DeepCheck | None
+    ) -> ShardScan:
+        path = self.root / shard.name
+        whole = self.window.fraction == 1
+        try:
+            samples = None if opened is None else list(opened.shard_extents(shard.name))
+        except DamageError as error:
+            return ShardScan([finding_of(error, error.shard)])
+        if samples is not None and not whole:
+            samples = [sample for sample in samples if sample[0].key in self.window]
+        scan = scan_shard(
+            path,
+            shard,
+            samples,
+            whole=whole or samples is None,
+            inspect=deep.inspect if deep else None,
+            progress=self.progress,
+        )
+        if scan.nothing_right and (holds := identify(path, record)):
+            size = [finding for finding in scan.findings if finding.kind != "damage"]
+            scan.findings = [*size, Finding(shard=shard.name, what=f"not the shard of this name: {holds}")]
+        return scan
+
+    def _report(self, record: CommitRecord | None) -> CheckReport:
+        shards = record.shards if record else ()
+        return CheckReport(
+            path=self.shown,
+            level=self.level,
+            digest=record.digest if record else "",
+            samples=sum(shard.samples for shard in shards),
+            shards=len(shards),
+            sample=self.window.fraction,
+            seed=self.window.seed,
+            samples_read=sum(scan.samples_read for scan in self.scans),
+            bytes_read=sum(scan.bytes_read for scan in self.scans),
+            seconds=time.monotonic() - self.start,
+            findings=tuple(sorted(set(self.findings))),
+        )
+
+
+def _index_fits(record: CommitRecord, index: pa.Table) -> Iterator[Finding]:
+    """The index must name the shards, splits and sample counts that the record names, and no key twice."""
+    counts = Counter[tuple[str, str]]()
+    grouped = index.group_by(["shard", "split"]).aggregate([([], "count_all")]).to_pylist()
+    for row in grouped:
+        counts[row["shard"], row["split"]] = row["count_all"]
+    expected = {(shard.name, shard.split): shard.samples for shard in record.shards}
+    for name, split in sorted({*counts, *expected}):
+        got, want = counts.get((name, split), 0), expected.get((name, split), 0)
+        if got != want:
+            what = f"index and record disagree on {name}, split {split}: {got} and {want} samples"
+            yield Finding(shard=INDEX_NAME, what=what)
+    keys = index.column("key")
+    if pc.count_distinct(keys).as_py() != len(keys):
+        twice = pc.value_counts(keys).to_pylist()
+        for key in (row["values"] for row in twice if row["counts"] > 1):
+            yield Finding(shard=INDEX_NAME, key=key, what="the key stands in the index more than once")
