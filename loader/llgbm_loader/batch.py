@@ -1,0 +1,167 @@
+"""The host side of a batch: its tensors, the rows that readers fill, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llgbm_loader.conditions import ConditionMaker
+from llgbm_loader.members import needed_members
+from llgbm_loader.options import ReadOptions
+from llgbm_loader.reader import Row
+from llgbm_loader.ring import Buffer
+from llgbm_loader.tokens import TokenPlan
+
+if TYPE_CHECKING:  # it brings pyarrow, which takes half of the time that an import may take
+    from llgbm_loader.selection import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """What batches of a selection look like.
+
+    Attributes:
+        selection: The chosen samples.
+        tokens: From body to tokens; None when tokens are not wanted.
+        conditions: Makes conditions; None when they are not wanted.
+        pinned: Host tensors are page-locked.
+    """
+
+    selection: Selection
+    tokens: TokenPlan | None
+    conditions: ConditionMaker | None
+    pinned: bool
+
+    @classmethod
+    def of(cls, selection: Selection, options: ReadOptions, *, on_device: bool, pinned: bool) -> BatchPlan:
+        """The plan for these options.
+
+        Raises:
+            UsageError: The set does not allow them.
+        """
+        common = selection.common
+        tokens = TokenPlan(common.layout, options, on_device) if "tokens" in common.fields else None
+        conditions = ConditionMaker(common.spec, options) if common.spec is not None else None
+        return cls(selection, tokens, conditions, pinned)
+
+    def buffer_bytes(self, rows: int) -> int:
+        """Bytes of the ring's buffer for a batch; 0 when tokens are not wanted."""
+        return rows * self.tokens.host_bytes if self.tokens else 0
+
+    def allocate(self, rows: int, buffer: Buffer | None) -> HostBatch:
+        """Host tensors of a batch. The big one lies on the buffer, the small ones are fresh.
+
+        Args:
+            rows: B.
+            buffer: :meth:`buffer_bytes` bytes; None when tokens are not wanted.
+        """
+        tensors: dict[str, Tensor] = {}
+        common = self.selection.common
+        if self.tokens is not None and buffer is not None:
+            flat = torch.from_numpy(buffer).view(self.tokens.host_dtype)
+            tensors["tokens"] = flat.view(rows, *self.tokens.host_shape)
+        if "scales" in needed_members(common.fields):
+            tensors["scales"] = self._empty((rows, common.layout.num_tokens, 2), torch.float32)
+        if self.conditions is not None:
+            tensors["condition_ids"] = self._empty((rows, *self.conditions.shape), torch.int64)
+            tensors["attention_mask"] = self._empty((rows, *self.conditions.shape), torch.int64)
+        if "delta" in common.fields:
+            tensors["delta"] = self._empty((rows, common.delta_width), torch.float32)
+            tensors["has_delta"] = self._empty((rows,), torch.bool)
+        tensors["valid"] = self._empty((rows,), torch.bool)
+        return HostBatch(self, tensors, [""] * rows)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A batch on the host.
+
+    Attributes:
+        plan: What it looks like.
+        tensors: By name; ``tokens`` holds bodies when a device makes the tokens of them.
+        keys: Key of each row, empty where a row fills up the batch.
+    """
+
+    plan: BatchPlan
+    tensors: dict[str, Tensor]
+    keys: list[str]
+
+    def row(self, index: int) -> Row:
+        """Where the sample of a row goes."""
+        plan = self.plan.tokens
+        tokens = self.tensors["tokens"][index] if plan is not None else None
+        direct = tokens is not None and plan is not None and plan.direct
+        return Row(
+            body=_bits(tokens) if direct and tokens is not None else None,
+            tokens=None if direct else tokens,
+            scales=self._array("scales", index),
+            delta=self._array("delta", index),
+            ids=self._array("condition_ids", index),
+            mask=self._array("attention_mask", index),
+        )
+
+    def fill(self, index: int, number: int) -> None:
+        """Note which sample a row holds."""
+        self.keys[index] = self.plan.selection.key(number)
+        self.tensors["valid"][index] = True
+        if "has_delta" in self.tensors:
+            self.tensors["has_delta"][index] = bool(self.plan.selection.has_delta[number])
+
+    def clear(self, index: int, *, row: Row | None = None) -> None:
+        """Make a row invalid: zeros everywhere."""
+        (row or self.row(index)).clear()
+        for name in ("valid", "has_delta"):
+            if name in self.tensors:
+                self.tensors[name][index] = False
+
+    def finish(self) -> dict[str, Any]:
+        """The batch for a consumer on the CPU."""
+        return self._trimmed(dict(self.tensors))
+
+    def finish_on_device(self, copies: dict[str, Tensor], invalid: list[int]) -> dict[str, Tensor]:
+        """Make the batch of its copies on a device.
+
+        Args:
+            copies: The copies of :attr:`tensors`.
+            invalid: Rows that hold no sample.
+        """
+        plan = self.plan.tokens
+        if plan is not None:
+            copies["tokens"] = plan.make(copies["tokens"], copies["scales"])
+            for index in invalid:  # their zero scales would have made a frame, or NaN
+                copies["tokens"][index].zero_()
+        return self._trimmed(copies)
+
+    def _trimmed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "scales" not in self.plan.selection.common.fields:
+            tensors.pop("scales", None)
+        if self.plan.conditions is not None:
+            columns = self.plan.conditions.trim(self.tensors["attention_mask"].numpy())
+            for name in ("condition_ids", "attention_mask"):
+                tensors[name] = tensors[name][..., columns].contiguous()
+        return tensors
+
+    def _array(self, name: str, index: int) -> NDArray[Any] | None:
+        if name not in self.tensors:
+            return None
+        array: NDArray[Any] = self.tensors[name].numpy()[index]
+        return array
+
+
+def _bits(tensor: Tensor) -> NDArray[Any]:
+    bits: NDArray[Any] = tensor.view(torch.int16 if tensor.itemsize == 2 else torch.int32).numpy()
+    return bits
+
+
+def invalid_rows(valid: Tensor) -> Iterator[int]:
+    """Numbers of the rows whose ``valid`` is False, of a host tensor."""
+    yield from np.flatnonzero(~valid.numpy()).tolist()

@@ -1,0 +1,112 @@
+"""Which texts of a sample become its condition, and in which form: pure functions of (seed, epoch, key)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from llgbm_loader.options import ReadOptions
+from llgbm_shards.errors import UsageError
+from llgbm_shards.texts import ConditionSpec, RaggedTexts, check_length, rebuild_into
+
+_WORD_BYTES: Final = 8
+_WORDS: Final = 1 << (8 * _WORD_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionMaker:
+    """Makes conditions as the options ask.
+
+    Attributes:
+        spec: What stands around bare ids.
+        options: Form, mix, number of texts, length, seed.
+    """
+
+    spec: ConditionSpec
+    options: ReadOptions
+
+    def __post_init__(self) -> None:
+        check_length(self.options.max_text_length, self.spec)
+        form = self.options.form
+        needed = ("prompt", "prompt_answer") if form == "mix" else (form,)
+        absent = [name for name in needed if name not in self.spec.forms]
+        if absent:
+            raise UsageError(
+                f"the set has no texts of form {absent[0]}",
+                where="option form",
+                expected="one of " + ", ".join(self.spec.forms),
+                got=form,
+                do="Build the set with that --form, or ask for one it has.",
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's ids: (L,) or, when texts are drawn, (K, L)."""
+        length = self.options.max_text_length
+        return (length,) if self.options.num_texts is None else (self.options.num_texts, length)
+
+    def form(self, epoch: int, key: str) -> str:
+        """The form of one sample in one epoch."""
+        if self.options.form != "mix":
+            return self.options.form
+        word = _words(self.options.seed, epoch, key, "form", 1)[0]
+        return "prompt_answer" if word < self.options.mix * _WORDS else "prompt"
+
+    def numbers(self, epoch: int, key: str, texts: int) -> list[int]:
+        """Numbers of the texts of one sample in one epoch; text 0 when none are drawn.
+
+        Args:
+            epoch: Number of the epoch.
+            key: The sample's key.
+            texts: How many texts the sample has, at least 1.
+        """
+        count = self.options.num_texts
+        return [0] if count is None else draw_texts(self.options.seed, epoch, key, texts, count)
+
+    def write(
+        self, texts: RaggedTexts, epoch: int, key: str, ids: NDArray[np.int64], mask: NDArray[np.int64]
+    ) -> None:
+        """Write one sample's condition.
+
+        Args:
+            texts: The sample's texts of the form that :meth:`form` names.
+            epoch: Number of the epoch.
+            key: The sample's key.
+            ids: (L,) or (K, L), overwritten.
+            mask: Likewise.
+        """
+        length = self.options.max_text_length
+        chosen = [texts[number] for number in self.numbers(epoch, key, len(texts))]
+        rebuild_into(chosen, self.spec, ids.reshape(-1, length), mask.reshape(-1, length))
+
+    def trim(self, mask: NDArray[np.int64]) -> slice:
+        """Columns to keep of a batch under ``padding="longest"``: as many as its longest text has."""
+        length = mask.shape[-1]
+        if self.options.padding != "longest":
+            return slice(0, length)
+        longest = max(int(mask.sum(axis=-1).max(initial=0)), 1)
+        return slice(length - longest, length) if self.spec.padding_side == "left" else slice(0, longest)
+
+
+def draw_texts(seed: int, epoch: int, key: str, texts: int, count: int) -> list[int]:
+    """Draw ``count`` of ``texts`` without replacement; when there are fewer, every further round draws anew."""
+    words = _words(seed, epoch, key, "texts", count)
+    drawn: list[int] = []
+    while len(drawn) < count:
+        # Fisher-Yates, as far as needed. A word times n over 2^64 is uniform to 1 in 2^64 / n.
+        left = list(range(texts))
+        for place in range(min(texts, count - len(drawn))):
+            other = place + (words[len(drawn)] * (texts - place) >> (8 * _WORD_BYTES))
+            left[place], left[other] = left[other], left[place]
+            drawn.append(left[place])
+    return drawn
+
+
+def _words(seed: int, epoch: int, key: str, purpose: str, count: int) -> list[int]:
+    text = f"llgbm-condition\0{seed}\0{epoch}\0{purpose}\0{key}"
+    data = blake3(text.encode()).digest(count * _WORD_BYTES)
+    return [int.from_bytes(data[at : at + _WORD_BYTES], "little") for at in range(0, len(data), _WORD_BYTES)]

@@ -1,0 +1,181 @@
+"""Batches to an accelerator: copied and finished on a side stream, so that the consumer's stream never waits long.
+
+Readers fill page-locked buffers; the copy, the cast and the frame run on the side stream; the consumer's stream
+waits for their event, the host for nothing. A host buffer is let go of when the event of its copy has passed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llgbm_shards.errors import UsageError
+
+Tensors = dict[str, Tensor]
+
+
+class Event(Protocol):
+    """A mark on a stream."""
+
+    def query(self) -> bool:
+        """Whether all work before the mark is done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait on the host until it is."""
+        ...
+
+
+class DeviceOps(Protocol):
+    """What moving batches takes of a device."""
+
+    pinned: bool
+
+    def side_stream(self) -> Any:
+        """A new stream."""
+        ...
+
+    def current_stream(self) -> Any:
+        """The calling thread's stream."""
+        ...
+
+    def on(self, stream: Any) -> AbstractContextManager[None]:
+        """Make a stream the calling thread's own for a while."""
+        ...
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Copy a host tensor to the device, on the current stream, without waiting for it."""
+        ...
+
+    def record(self, stream: Any) -> Event:
+        """Mark a stream."""
+        ...
+
+    def wait(self, stream: Any, event: Event) -> None:
+        """Let a stream wait for an event; the host does not."""
+        ...
+
+    def keep(self, tensor: Tensor, stream: Any) -> None:
+        """Tell the device's allocator that another stream uses a tensor."""
+        ...
+
+
+class AcceleratorOps:
+    """:class:`DeviceOps` by torch.accelerator.
+
+    Args:
+        device: The device, with or without an index.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if there is None or there.type != device.type:
+            raise UsageError(
+                "no such device here", where="option device", expected=f"cpu or {there}", got=f"{device}"
+            )
+        index = torch.accelerator.current_device_index() if device.index is None else device.index
+        if index >= torch.accelerator.device_count():
+            raise UsageError(
+                "no such device here",
+                where="option device",
+                expected=f"an index below {torch.accelerator.device_count()}",
+                got=f"{device}",
+            )
+        self.device = torch.device(device.type, index)
+        self.pinned = device.type in ("cuda", "xpu")
+
+    def side_stream(self) -> torch.Stream:
+        """A new stream."""
+        return torch.Stream(device=self.device)
+
+    def current_stream(self) -> torch.Stream:
+        """The calling thread's stream."""
+        return torch.accelerator.current_stream(self.device)
+
+    @contextmanager
+    def on(self, stream: torch.Stream) -> Iterator[None]:
+        """Make a stream the calling thread's own for a while."""
+        before = self.current_stream()
+        torch.accelerator.set_stream(stream)
+        try:
+            yield
+        finally:
+            torch.accelerator.set_stream(before)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Copy a host tensor to the device, on the current stream, without waiting for it."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def record(self, stream: torch.Stream) -> Event:
+        """Mark a stream."""
+        return stream.record_event()
+
+    def wait(self, stream: torch.Stream, event: Event) -> None:
+        """Let a stream wait for an event; the host does not."""
+        stream.wait_event(event)  # type: ignore[arg-type]  # an event that record() made
+
+    def keep(self, tensor: Tensor, stream: torch.Stream) -> None:
+        """Tell the device's allocator that another stream uses a tensor."""
+        tensor.record_stream(stream)
+
+
+def device_ops(device: torch.device) -> DeviceOps | None:
+    """How to move batches to a device; None for the CPU, where they already are.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    return None if device.type == "cpu" else AcceleratorOps(device)
+
+
+class SideStream:
+    """Sends batches to a device. Any thread may send; the consumer's thread receives."""
+
+    def __init__(self, ops: DeviceOps) -> None:
+        self._ops = ops
+        self._stream = ops.side_stream()
+        self._lock = threading.Lock()
+        #: Host tensors whose copy may still run, oldest first.
+        self._copying: deque[tuple[Event, Tensors]] = deque()
+
+    def send(self, host: Tensors, finish: Callable[[Tensors], Tensors]) -> tuple[Tensors, Event]:
+        """Copy tensors and finish them, all on the side stream.
+
+        Args:
+            host: Tensors by name; held until their copy is over.
+            finish: Makes the batch's tensors of the copies, on the device.
+
+        Returns:
+            The tensors, and the event after which they are whole.
+        """
+        with self._lock, self._ops.on(self._stream):
+            copies = {name: self._ops.copy(tensor) for name, tensor in host.items()}
+            self._copying.append((self._ops.record(self._stream), host))
+            tensors = finish(copies)
+            return tensors, self._ops.record(self._stream)
+
+    def receive(self, tensors: Mapping[str, Tensor], event: Event) -> None:
+        """Make tensors fit to use on the calling thread's stream."""
+        stream = self._ops.current_stream()
+        self._ops.wait(stream, event)
+        for tensor in tensors.values():
+            self._ops.keep(tensor, stream)
+
+    def reclaim(self) -> bool:
+        """Let go of host tensors whose copy is over, after waiting for the oldest; says whether there were any."""
+        with self._lock:
+            if not self._copying:
+                return False
+            self._copying[0][0].synchronize()
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
+            return True

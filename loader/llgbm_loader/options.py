@@ -1,0 +1,173 @@
+"""Options of the loader and the dataset, checked when they are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from llgbm_loader.order import REMAINDERS
+from llgbm_shards.errors import UsageError
+
+#: Fields a batch can be made of.
+FIELDS: Final = ("tokens", "scales", "condition", "delta")
+FRAMES: Final = ("dnd", "fp32", "none")
+ZERO_STD: Final = ("nan", "zeros")
+PADDINGS: Final = ("max_length", "longest")
+FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
+VERIFY: Final = ("full", "first-epoch", "off")
+BAD_SAMPLE: Final = ("raise", "skip")
+_SHUFFLES: Final = (True, False, "shards")
+_FLOATS: Final = (None, torch.float32, torch.float16, torch.bfloat16)
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Filters = Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectOptions:
+    """Which samples: the sets taken as one, and what of them.
+
+    Attributes:
+        paths: The sets' directories.
+        split: Only samples of this split; None takes all.
+        filters: Further conditions on index columns, in pyarrow's disjunctive normal form.
+        expect_digest: Digests the sets must have, one a set; empty when not pinned.
+    """
+
+    paths: tuple[Path, ...]
+    split: str | None = "train"
+    filters: Filters | None = None
+    expect_digest: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        path: Paths,
+        split: str | None,
+        filters: Filters | None,
+        expect_digest: str | Sequence[str] | None,
+    ) -> SelectOptions:
+        """Options from the arguments users give: one path or many, one digest or many."""
+        paths = (path,) if isinstance(path, (str, os.PathLike)) else tuple(path)
+        digests = (expect_digest,) if isinstance(expect_digest, str) else tuple(expect_digest or ())
+        return cls(paths=tuple(map(Path, paths)), split=split, filters=filters, expect_digest=digests)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.paths), "paths", "one set or more", "none")
+        fits = len(self.expect_digest) in (0, len(self.paths))
+        _check(fits, "expect_digest", f"a digest for each of {len(self.paths)} sets", self.expect_digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """What a sample looks like once read: the same for the loader and the dataset.
+
+    Attributes:
+        fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None takes all the set has.
+        frame: ``dnd``, ``fp32``, or ``none`` for the bare body.
+        zero_std: What a piece of zero std shows: ``nan`` or ``zeros``.
+        dtype: dtype of the tokens; None leaves the stored one.
+        form: ``prompt``, ``answer``, ``prompt_answer``, or ``mix`` of the first and the last.
+        mix: Under ``mix``, the probability of ``prompt_answer``.
+        num_texts: None takes the first text of a sample, K draws K of them.
+        max_text_length: Ids of a condition at most.
+        padding: ``max_length``, or ``longest`` of the batch.
+        verify: ``full``, ``first-epoch`` or ``off``.
+        seed: Seed of the order and of the draws.
+    """
+
+    fields: tuple[str, ...] | None = None
+    frame: str = "dnd"
+    zero_std: str = "nan"
+    dtype: torch.dtype | None = torch.float32
+    form: str = "prompt"
+    mix: float = 0.2
+    num_texts: int | None = None
+    max_text_length: int = 512
+    padding: str = "max_length"
+    verify: str = "full"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fields is not None:
+            unknown = [field for field in self.fields if field not in FIELDS]
+            _check(not unknown and bool(self.fields), "fields", f"some of {FIELDS}", self.fields)
+        _choice("frame", self.frame, FRAMES)
+        _choice("zero_std", self.zero_std, ZERO_STD)
+        _choice("dtype", self.dtype, _FLOATS)
+        _choice("form", self.form, FORMS)
+        _choice("padding", self.padding, PADDINGS)
+        _choice("verify", self.verify, VERIFY)
+        _check(0.0 <= self.mix <= 1.0, "mix", "a probability, 0 to 1", self.mix)
+        _integer("num_texts", 1 if self.num_texts is None else self.num_texts, 1)
+        _integer("max_text_length", self.max_text_length, 1)
+        _integer("seed", self.seed, None)
+        sixteen = self.dtype in (torch.float16, torch.bfloat16)
+        _check(
+            not (self.frame == "fp32" and sixteen),
+            "dtype",
+            'torch.float32 with frame="fp32": in 16 bits the decoded std can turn negative',
+            self.dtype,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamOptions:
+    """How samples become batches and reach the device.
+
+    Attributes:
+        batch_size: Rows of a batch on one rank.
+        device: Where the batch's tensors go.
+        shuffle: True, False, or ``shards``, which keeps the samples of a shard together.
+        rank: This rank; None to find out.
+        world_size: Number of ranks; None to find out.
+        remainder: ``drop`` or ``pad``.
+        on_bad_sample: ``raise`` or ``skip``.
+        max_bad_samples: Under ``skip``, how many damaged samples are let pass before it raises after all.
+        readers: Reader threads.
+        prefetch_batches: Batches read ahead.
+    """
+
+    batch_size: int = 8
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shuffle: bool | str = True
+    rank: int | None = None
+    world_size: int | None = None
+    remainder: str = "drop"
+    on_bad_sample: str = "raise"
+    max_bad_samples: int = 100
+    readers: int = 4
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        _integer("batch_size", self.batch_size, 1)
+        _choice("shuffle", self.shuffle, _SHUFFLES)
+        _choice("remainder", self.remainder, REMAINDERS)
+        _choice("on_bad_sample", self.on_bad_sample, BAD_SAMPLE)
+        _integer("max_bad_samples", self.max_bad_samples, 0)
+        _integer("readers", self.readers, 1)
+        _integer("prefetch_batches", self.prefetch_batches, 1)
+
+
+def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    found = any(value is item or (type(value) is type(item) and value == item) for item in allowed)
+    _check(found, name, "one of " + ", ".join(map(_show, allowed)), value)
+
+
+def _integer(name: str, value: Any, least: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    expected = "a whole number" if least is None else f"a whole number, {least} or more"
+    _check(whole and (least is None or value >= least), name, expected, value)
+
+
+def _check(right: bool, name: str, expected: str, got: Any) -> None:
+    if not right:
+        raise UsageError("cannot be used", where=f"option {name}", expected=expected, got=_show(got)[:200])
+
+
+_show: Callable[[Any], str] = repr

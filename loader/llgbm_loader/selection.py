@@ -1,0 +1,194 @@
+"""Selection: the samples of one or more sets under one numbering, with what reading them takes.
+
+Columns of the index become numpy arrays; no Python object is made a sample, so a million samples cost some 100 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llgbm_loader.filters import filter_columns, filter_rows, filter_text
+from llgbm_loader.members import needed_members
+from llgbm_loader.options import SelectOptions
+from llgbm_loader.sets import Common, find_common, open_sets
+from llgbm_shards import ustar
+from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.index import INDEX_NAME, index_schema
+from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.shardset import ShardSet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """The chosen samples of all sets, numbered 0, 1, ... in set order, then sample-number order.
+
+    Attributes:
+        digests: Digests of the sets, in their order.
+        split: The split they were restricted to.
+        filters: The filters, as one text.
+        common: Layout, texts, delta width and fields.
+        shards: Path of each shard that holds a chosen sample or could.
+        shard: (S,) int64, number in ``shards``.
+        sizes: Member field -> (S,) int64 bytes, of the members to read.
+        offsets: Member field -> (S,) int64, where the member's tar header starts.
+        hashes: Member field -> (S,) uint64, its XXH3-64.
+        has_delta: (S,) bool.
+        keys: (S,) the samples' keys.
+    """
+
+    digests: tuple[str, ...]
+    split: str | None
+    filters: str
+    common: Common
+    shards: tuple[str, ...]
+    shard: NDArray[np.int64]
+    sizes: dict[str, NDArray[np.int64]]
+    offsets: dict[str, NDArray[np.int64]]
+    hashes: dict[str, NDArray[np.uint64]]
+    has_delta: NDArray[np.bool_]
+    keys: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def key(self, number: int) -> str:
+        """Key of a sample."""
+        return str(self.keys[number].as_py())
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Members that are read, in tar order."""
+        return tuple(self.sizes)
+
+
+def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
+    """Open the sets and choose samples.
+
+    Raises:
+        UsageError: The sets do not fit together, a field or column is absent, or nothing is left.
+        DamageError: A set is unfinished or damaged.
+        StorageError: A set cannot be read.
+    """
+    sets = open_sets(options)
+    common = find_common(sets, fields)
+    members = needed_members(common.fields)
+    parts = [_choose(opened, options, members) for opened in sets]
+    if not sum(part.num_rows for part in parts):
+        raise UsageError(
+            "no sample is chosen",
+            where=", ".join(map(str, options.paths)),
+            got=f"split={options.split!r} filters={options.filters!r}",
+            do=_splits(sets),
+        )
+    numbered, first = [], 0
+    for opened, part in zip(sets, parts, strict=True):
+        numbered.append(_columns(opened, part, members, first))
+        first += len(opened.record.shards)
+    return Selection(
+        digests=tuple(opened.digest for opened in sets),
+        split=options.split,
+        filters=filter_text(options.filters),
+        common=common,
+        shards=tuple(f"{opened.path}/{shard.name}" for opened in sets for shard in opened.record.shards),
+        keys=pa.concat_arrays([chunk for part in parts for chunk in part.column("key").chunks]),
+        **_concatenate(numbered, members),
+    )
+
+
+def _choose(opened: ShardSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
+    """The chosen rows of a set's index, with the columns that reading takes."""
+    fields = opened.record.members
+    wanted = ["key", "split", "shard", "offset", "has_delta", *(f"{field}.size" for field in fields)]
+    wanted += [f"{field}.xxh3_64" for field in members]
+    names = index_schema(fields).names
+    asked = filter_columns(options.filters) if options.filters else []
+    table = opened.index([name for name in names if name in {*wanted, *asked}])
+    if options.filters:
+        table = filter_rows(table, options.filters)
+    if options.split is not None:
+        table = _of_split(table, opened, options.split)
+    return table.select(wanted)
+
+
+def _of_split(table: pa.Table, opened: ShardSet, split: str) -> pa.Table:
+    # Most sets have one split only: then there is nothing to compare a million times.
+    if {shard.split for shard in opened.record.shards} == {split}:
+        return table
+    return filter_rows(table, [("split", "==", split)])
+
+
+def _splits(sets: Sequence[ShardSet]) -> str:
+    names = sorted({shard.split for opened in sets for shard in opened.record.shards})
+    return f"Splits there are: {', '.join(names)}."
+
+
+def _columns(opened: ShardSet, table: pa.Table, members: Sequence[str], first: int) -> dict[str, Any]:
+    """Columns of one set as arrays; its shards are numbered from ``first``."""
+    numbers = {shard.name: first + at for at, shard in enumerate(opened.record.shards)}
+    coded = table.column("shard").combine_chunks().dictionary_encode()
+    unknown = [name for name in coded.dictionary.to_pylist() if name not in numbers]
+    if unknown:
+        raise DamageError("names a shard that the commit record does not", shard=INDEX_NAME, got=unknown[0])
+    lookup = np.array([numbers[name] for name in coded.dictionary.to_pylist()], np.int64)
+    sizes = {field: _numpy(table, f"{field}.size") for field in opened.record.members}
+    offsets, end = _offsets(_numpy(table, "offset"), sizes)
+    shard = lookup[coded.indices.to_numpy()] if len(table) else np.zeros(0, np.int64)
+    _check(opened, table, sizes, end, shard - first)
+    return {
+        "shard": shard,
+        "has_delta": _numpy(table, "has_delta"),
+        "sizes": {field: sizes[field] for field in members},
+        "offsets": {field: offsets[field] for field in members},
+        "hashes": {field: _numpy(table, f"{field}.xxh3_64") for field in members},
+    }
+
+
+def _offsets(
+    start: NDArray[np.int64], sizes: dict[str, NDArray[np.int64]]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Where each member's header stands, and where the sample ends."""
+    offsets = {}
+    for field, size in sizes.items():
+        offsets[field] = start
+        start = start + ustar.BLOCK + (size + ustar.BLOCK - 1) // ustar.BLOCK * ustar.BLOCK
+    return offsets, start
+
+
+def _check(
+    opened: ShardSet,
+    table: pa.Table,
+    sizes: dict[str, NDArray[np.int64]],
+    end: NDArray[np.int64],
+    shard: NDArray[np.int64],
+) -> None:
+    """Refuse an index whose sizes the layout does not allow, or whose samples reach outside their shard."""
+    fixed = fixed_sizes(opened.layout, opened.record.delta_width)
+    bounds = np.array([entry.size for entry in opened.record.shards] or [0], np.int64)
+    wrong = end + len(ustar.END) > bounds[shard]
+    for field, size in sizes.items():
+        wrong |= size != fixed[field] if field in fixed else size < 0
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DamageError(
+            "sizes do not fit the commit record", shard=INDEX_NAME, key=table.column("key")[row].as_py()
+        )
+
+
+def _concatenate(parts: Sequence[dict[str, Any]], members: Sequence[str]) -> dict[str, Any]:
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts]) for name in ("shard", "has_delta")
+    }
+    for name in ("sizes", "offsets", "hashes"):
+        joined[name] = {field: np.concatenate([part[name][field] for part in parts]) for field in members}
+    return joined
+
+
+def _numpy(table: pa.Table, name: str) -> NDArray[Any]:
+    column: NDArray[Any] = table.column(name).to_numpy()
+    return column

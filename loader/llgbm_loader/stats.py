@@ -1,0 +1,105 @@
+"""What a loader has delivered, and how long its consumer waited for it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from llgbm_shards.errors import DamageError
+
+_log = logging.getLogger("llgbm_loader")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderStats:
+    """A loader's figures since it was made.
+
+    Attributes:
+        epochs: Whole epochs delivered.
+        batches: Batches delivered.
+        samples: Valid rows delivered.
+        padding_rows: Rows that filled up last batches.
+        invalid_rows: Rows of damaged samples that were let pass.
+        damage: What was wrong with them.
+        bytes_read: Bytes read from shards.
+        seconds: Time within iterations.
+        waited_s: Time of it that the consumer waited for a batch.
+    """
+
+    epochs: int = 0
+    batches: int = 0
+    samples: int = 0
+    padding_rows: int = 0
+    invalid_rows: int = 0
+    damage: tuple[str, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Valid rows a second."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes read a second."""
+        return self.bytes_read / self.seconds if self.seconds else 0.0
+
+    @property
+    def waited_share(self) -> float:
+        """Share of the time that the consumer waited, 0 to 1."""
+        return self.waited_s / self.seconds if self.seconds else 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Counter:
+    """Counts for :class:`LoaderStats`."""
+
+    epochs: int = 0
+    batches: int = 0
+    samples: int = 0
+    padding_rows: int = 0
+    damage: list[str] = field(default_factory=list)
+    bytes_read: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+    def add(self, *, rows: int, padding: int, damage: list[DamageError], nbytes: int) -> None:
+        """Count a batch of ``rows`` rows."""
+        self.batches += 1
+        self.samples += rows - padding - len(damage)
+        self.padding_rows += padding
+        self.damage += map(str, damage)
+        self.bytes_read += nbytes
+
+    def snapshot(self) -> LoaderStats:
+        """The figures by now."""
+        return LoaderStats(
+            epochs=self.epochs,
+            batches=self.batches,
+            samples=self.samples,
+            padding_rows=self.padding_rows,
+            invalid_rows=len(self.damage),
+            damage=tuple(self.damage),
+            bytes_read=self.bytes_read,
+            seconds=self.seconds,
+            waited_s=self.waited_s,
+        )
+
+
+def log_epoch(epoch: int, before: LoaderStats, after: LoaderStats) -> None:
+    """One log line for an epoch, from the figures before and after it."""
+    seconds = max(after.seconds - before.seconds, 1e-9)
+    samples, nbytes = after.samples - before.samples, after.bytes_read - before.bytes_read
+    _log.info(
+        "epoch %d: %d samples, %.1f MB in %.2f s (%.1f samples/s, %.1f MB/s), waited %.0f %%, %d invalid rows",
+        epoch,
+        samples,
+        nbytes / 1e6,
+        seconds,
+        samples / seconds,
+        nbytes / 1e6 / seconds,
+        100 * (after.waited_s - before.waited_s) / seconds,
+        after.invalid_rows - before.invalid_rows,
+    )

@@ -1,0 +1,90 @@
+"""How a stored body becomes the tokens of a batch: where, through which buffers, in which dtype."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from llgbm_loader.frame import frame_tokens
+from llgbm_loader.options import ReadOptions
+from llgbm_shards.errors import UsageError
+from llgbm_shards.layout import Layout
+
+TORCH_DTYPE: Final = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlan:
+    """From body to tokens.
+
+    Attributes:
+        layout: Layout of the bodies.
+        options: Frame, zero_std, dtype.
+        on_device: The batch goes to an accelerator, which then makes the tokens.
+    """
+
+    layout: Layout
+    options: ReadOptions
+    on_device: bool
+
+    def __post_init__(self) -> None:
+        # Codes are made in the stored dtype or in float32; rounded to 16 bits the decoded std can turn negative.
+        wide = self.options.frame == "fp32" or (
+            self.options.frame == "dnd" and self.stored_dtype == torch.float32
+        )
+        if wide and self.dtype != torch.float32:
+            raise UsageError(
+                "float32 scale codes in a batch of 16 bits",
+                where="option dtype",
+                expected="torch.float32",
+                got=f"{self.dtype} with frame={self.options.frame!r} on a set of {self.layout.dtype}",
+                do='Ask for dtype=torch.float32, or frame="none".',
+            )
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the bodies in the set."""
+        return TORCH_DTYPE[self.layout.dtype]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tokens."""
+        return self.options.dtype or self.stored_dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one sample's tokens."""
+        return self.layout.body_shape if self.options.frame == "none" else self.layout.tokens_shape
+
+    @property
+    def direct(self) -> bool:
+        """The bytes read are the tokens (or go to the device as they are): readers write to the final buffer."""
+        return self.on_device or (self.options.frame == "none" and self.dtype == self.stored_dtype)
+
+    @property
+    def host_shape(self) -> tuple[int, int, int]:
+        """Shape of one sample in the host buffer that readers fill."""
+        return self.layout.body_shape if self.direct else self.shape
+
+    @property
+    def host_dtype(self) -> torch.dtype:
+        """The dtype of the host buffer that readers fill."""
+        return self.stored_dtype if self.direct else self.dtype
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of one sample in the host buffer."""
+        return math.prod(self.host_shape) * self.host_dtype.itemsize
+
+    def make(self, body: Tensor, scales: Tensor) -> Tensor:
+        """Tokens of whole bodies (B, N, r, chunk) with scales (B, N, 2), on the device they are on."""
+        options = self.options
+        return frame_tokens(body, scales, frame=options.frame, zero_std=options.zero_std, dtype=self.dtype)

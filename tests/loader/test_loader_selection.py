@@ -1,0 +1,144 @@
+"""Which samples: splits, filters, several sets as one; and what opening costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import llgbm_loader
+from llgbm_loader import StreamingLoader
+from llgbm_shards.errors import DamageError, UsageError
+from support.synthetic import small_layout, write_set
+
+
+def _keys(path, **options):
+    loader = StreamingLoader(path, batch_size=1, fields=["scales"], **options)
+    return sorted(key for batch in loader for key in batch["keys"])
+
+
+def _want(made, keep):
+    return sorted(sample.key for sample in made.samples if keep(sample))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("selection") / "set"
+    return write_set(path, 24, splits=("train", "val"), shard_samples=5)
+
+
+def test_splits(made):
+    assert _keys(made.path) == _want(made, lambda sample: sample.split == "train")
+    assert _keys(made.path, split="val") == _want(made, lambda sample: sample.split == "val")
+    assert _keys(made.path, split=None) == _want(made, lambda sample: True)
+    with pytest.raises(UsageError, match=r"no sample is chosen.*train, val"):
+        _keys(made.path, split="test")
+
+
+@pytest.mark.parametrize(
+    ("filters", "keep"),
+    [
+        ([("task", "in", ["arc_e"])], lambda s: s.task == "arc_e"),
+        ([("task", "not in", ["arc_e"])], lambda s: s.task != "arc_e"),
+        ([("task", "=", "copa"), ("has_delta", "=", True)], lambda s: s.task == "copa" and s.has_delta),
+        (
+            [[("task", "=", "copa")], [("has_delta", "=", False)]],
+            lambda s: s.task == "copa" or not s.has_delta,
+        ),
+        ([("delta_norm", ">", 0.0)], lambda s: s.has_delta),
+        ([("rank", "==", 2)], lambda s: True),
+    ],
+)
+def test_filters(made, filters, keep):
+    assert _keys(made.path, split=None, filters=filters) == _want(made, keep)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ([("tusk", "=", "arc_e")], "no column 'tusk'"),
+        ([("task", "like", "arc")], "not a filter"),
+        ([("task", "=")], "not a list of filters"),
+        ([("rank", ">", "two")], "not a filter"),
+        ([[]], "not a list of filters"),
+        ([("task", "=", "no such task")], "no sample is chosen"),
+    ],
+)
+def test_impossible_filters_are_refused(made, filters, message):
+    with pytest.raises(UsageError, match=message):
+        _keys(made.path, filters=filters)
+
+
+def test_several_sets_are_one(made, tmp_path):
+    other = write_set(tmp_path / "other", 7, prefix="more", seed=1)
+    both = sorted(_want(made, lambda sample: sample.split == "train") + _want(other, lambda sample: True))
+    assert _keys([made.path, other.path]) == both
+    loader = StreamingLoader([made.path, other.path], batch_size=19, verify="full")
+    written = made.by_key() | other.by_key()
+    (batch,) = list(loader)
+    for row, key in enumerate(batch["keys"]):
+        assert (batch["scales"][row].numpy() == written[key].scales).all()
+    assert len(loader.state_dict()["sets"]) == 2
+    with pytest.raises(UsageError, match="the same set twice"):
+        _keys([made.path, made.path])
+    with pytest.raises(UsageError, match="paths"):
+        _keys([])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"layout": small_layout(chunk=8)}, "weight layout"),
+        ({"layout": small_layout(dtype="float16")}, "weight layout"),
+        ({"delta_width": 8}, "delta width"),
+        ({"delta_width": 0}, "fields"),
+        ({"spec": {"pad_id": 3}}, "text tokenizer"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused_saying_why(made, tmp_path, other, message):
+    made2 = write_set(tmp_path / "other", 5, prefix="more", **other)
+    with pytest.raises(UsageError, match=f"do not fit together: they differ in {message}"):
+        StreamingLoader([made.path, made2.path])
+    if "delta_width" in other:
+        StreamingLoader([made.path, made2.path], fields=["tokens"])
+
+
+def test_a_committed_index_that_contradicts_its_record_is_damage(tmp_path, monkeypatch):
+    from support import synthetic
+
+    plain = synthetic.encode_index
+    monkeypatch.setattr(
+        synthetic,
+        "encode_index",
+        lambda rows, fields: plain(rows | {"offset": [at + (1 << 40) for at in rows["offset"]]}, fields),
+    )
+    made = write_set(tmp_path / "set", 4)
+    with pytest.raises(DamageError, match="sizes do not fit"):
+        StreamingLoader(made.path)
+
+
+def test_public_names_are_pinned_and_lazy():
+    assert llgbm_loader.__all__ == ["ShardDataset", "StreamingLoader", "frame_tokens"]
+    assert all(hasattr(llgbm_loader, name) for name in llgbm_loader.__all__)
+    assert set(llgbm_loader.__all__) <= set(dir(llgbm_loader))
+    with pytest.raises(AttributeError):
+        llgbm_loader.NoSuchName  # noqa: B018
+
+
+def test_import_is_cheap_beside_torch():
+    script = """
+import time, torch, torch.utils.data
+start = time.process_time()
+from llgbm_loader import StreamingLoader, ShardDataset, frame_tokens
+print(time.process_time() - start)
+import sys
+assert "transformers" not in sys.modules
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    runs = [
+        float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=env).stdout)
+        for _ in range(2)
+    ]
+    assert min(runs) < 0.3

@@ -1,0 +1,191 @@
+"""Damage: never a wrong tensor; an error with shard, key and member, or an invalid row by policy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from llgbm_loader import ShardDataset, StreamingLoader
+from llgbm_shards.errors import DamageError, StorageError, UsageError
+from llgbm_shards.sample import SUFFIX
+from llgbm_shards.shardset import ShardSet
+from support.synthetic import write_set
+
+SAMPLES = 10
+
+
+@pytest.fixture
+def made(tmp_path):
+    return write_set(tmp_path / "set", SAMPLES, shard_samples=5)
+
+
+def _extents(made, number=3):
+    return {extent.field: extent for extent in ShardSet(made.path).extents(number)}
+
+
+def _flip(made, shard, offset, bit=0):
+    path = made.path / shard
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def _loader(made, **options):
+    return StreamingLoader(made.path, **{"batch_size": 5, "shuffle": False, **options})
+
+
+@pytest.mark.parametrize("field", ["body", "scales", "texts", "delta"])
+@pytest.mark.parametrize("where", ["header", "first", "last"])
+def test_a_flipped_bit_is_named(made, field, where):
+    extent = _extents(made)[field]
+    offset = {"header": -512 + 20, "first": 0, "last": extent.size - 1}[where] + extent.offset
+    _flip(made, extent.shard, offset, 3)
+    with pytest.raises(DamageError) as caught:
+        list(_loader(made))
+    assert (caught.value.shard, caught.value.key) == (extent.shard, extent.key)
+    assert caught.value.member == SUFFIX[field]
+
+
+def test_every_flipped_byte_of_a_sample_is_found_or_outside_of_what_was_read(tmp_path):
+    made = write_set(tmp_path / "set", 2)
+    extents = list(_extents(made, 0).values())
+    path = made.path / extents[0].shard
+    pristine = path.read_bytes()
+    # json is no field of a batch; what stands between a member and the next header is padding.
+    read = {
+        byte for extent in extents[:-1] for byte in range(extent.offset - 512, extent.offset + extent.size)
+    }
+    end = extents[-1].offset + extents[-1].size
+    for offset in range(0, end, 7):
+        _flip(made, extents[0].shard, offset, offset % 8)
+        loader = _loader(made, batch_size=1, readers=1, prefetch_batches=1)
+        if offset in read:
+            with pytest.raises(DamageError, match=extents[0].key):
+                next(iter(loader))
+        else:
+            next(iter(loader))
+        path.write_bytes(pristine)
+
+
+def test_skip_makes_an_invalid_row_and_the_others_are_whole(made):
+    good = next(iter(_loader(made)))
+    extent = _extents(made)["body"]
+    _flip(made, extent.shard, extent.offset + extent.size - 1)
+    loader = _loader(made, on_bad_sample="skip")
+    bad, _ = list(loader)
+    assert bad["valid"].tolist() == [True, True, True, False, True]
+    assert bad["keys"] == good["keys"]
+    assert not bad["has_delta"][3]
+    for name in ("tokens", "scales", "delta", "condition_ids", "attention_mask"):
+        assert not bad[name][3].count_nonzero()
+        assert torch.equal(bad[name][bad["valid"]].nan_to_num(), good[name][bad["valid"]].nan_to_num())
+    stats = loader.stats()
+    assert (stats.invalid_rows, stats.samples, stats.padding_rows) == (1, SAMPLES - 1, 0)
+    assert extent.key in stats.damage[0]
+    assert extent.shard in stats.damage[0]
+
+
+def test_skip_has_a_limit(made):
+    for shard in made.path.glob("*.tar"):
+        shard.write_bytes(b"")
+    list(_loader(made, on_bad_sample="skip", max_bad_samples=SAMPLES))
+    with pytest.raises(DamageError, match="too many damaged samples"):
+        list(_loader(made, on_bad_sample="skip", max_bad_samples=SAMPLES - 1))
+
+
+def test_a_truncated_shard(made):
+    extent = _extents(made)["delta"]
+    os.truncate(made.path / extent.shard, extent.offset + 10)
+    with pytest.raises(DamageError, match="truncated") as caught:
+        list(_loader(made))
+    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["delta"])
+
+
+def test_a_missing_shard(made):
+    (made.path / made.samples[-1].shard).unlink()
+    loader = _loader(made)
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(DamageError, match="missing") as caught:
+        next(iterator)
+    assert caught.value.shard == made.samples[-1].shard
+    assert caught.value.key
+
+
+@pytest.mark.parametrize("verify", ["full", "off"])
+def test_swapped_shards_are_found_even_unverified(made, verify):
+    one, other = (made.path / f"train-00000{number}.tar" for number in (0, 1))
+    kept = one.read_bytes()
+    shutil.copyfile(other, one)
+    other.write_bytes(kept)
+    with pytest.raises(DamageError):
+        list(_loader(made, verify=verify))
+
+
+@pytest.mark.parametrize("verify", ["full", "off"])
+def test_a_shard_of_another_set_is_found(made, tmp_path, verify):
+    other = write_set(tmp_path / "other", SAMPLES, shard_samples=5, prefix="another-zoo")
+    shutil.copyfile(other.path / "train-000000.tar", made.path / "train-000000.tar")
+    with pytest.raises(DamageError, match="not the member that the index names"):
+        list(_loader(made, verify=verify))
+
+
+def test_verification_can_be_off_or_of_the_first_epoch(made):
+    extent = _extents(made)["body"]
+    offset = extent.offset + extent.size - 1
+    loader = _loader(made, verify="first-epoch")
+    assert len(list(loader)) == 2
+    _flip(made, extent.shard, offset)
+    assert len(list(loader)) == 2
+    with pytest.raises(DamageError):
+        list(_loader(made, verify="first-epoch"))
+    assert len(list(_loader(made, verify="off"))) == 2
+
+
+def test_a_fifo_in_a_shards_place_does_not_hang(made):
+    (made.path / "train-000000.tar").unlink()
+    os.mkfifo(made.path / "train-000000.tar")
+    with pytest.raises(DamageError, match="not a regular file"):
+        list(_loader(made))
+
+
+def test_unreadable_is_not_damage_and_is_never_skipped(made):
+    # A symbolic link to itself cannot be opened by anybody, root included.
+    path = made.path / "train-000000.tar"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(StorageError):
+        list(_loader(made, on_bad_sample="skip"))
+
+
+def test_an_unfinished_or_edited_set_is_refused(made):
+    (made.path / "shardset.json").rename(made.path / "away")
+    with pytest.raises(DamageError, match="commit record is missing"):
+        _loader(made)
+    (made.path / "away").rename(made.path / "shardset.json")
+    index = made.path / "index.parquet"
+    index.write_bytes(index.read_bytes() + b"\0")
+    with pytest.raises(DamageError, match="index"):
+        _loader(made)
+
+
+def test_a_pinned_digest(made, tmp_path):
+    other = write_set(tmp_path / "other", 4, prefix="b")
+    _loader(made, expect_digest=made.record.digest or ShardSet(made.path).digest)
+    with pytest.raises(UsageError, match="another set than expected"):
+        _loader(made, expect_digest="00" * 32)
+    with pytest.raises(UsageError, match="expect_digest"):
+        StreamingLoader([made.path, other.path], expect_digest="00" * 32)
+
+
+def test_the_dataset_names_damage_too(made):
+    extent = _extents(made)["texts"]
+    _flip(made, extent.shard, extent.offset + extent.size - 1)
+    dataset = ShardDataset(made.path)
+    assert dataset[2]["keys"] == made.samples[2].key
+    with pytest.raises(DamageError) as caught:
+        dataset[3]
+    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["texts"])

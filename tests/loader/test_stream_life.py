@@ -1,0 +1,292 @@
+"""Threads, descriptors, memory, and buffers under the user's hands."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from llgbm_loader import StreamingLoader
+from llgbm_loader.feed import Work
+from llgbm_shards.errors import UsageError
+from support.synthetic import small_layout, write_set
+
+
+@pytest.fixture
+def made(tmp_path):
+    return write_set(tmp_path / "set", 24, shard_samples=4)
+
+
+def _readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("llgbm-reader")]
+
+
+def _descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks():
+    gc.collect()
+    before = _descriptors()
+    yield
+    gc.collect()
+    assert _readers() == []
+    assert _descriptors() <= before
+
+
+def test_a_whole_epoch_ends_the_threads(made):
+    loader = StreamingLoader(made.path, batch_size=4)
+    for index, _ in enumerate(loader):
+        assert len(_readers()) == 4, index
+    assert _readers() == []
+
+
+def test_break_and_exception_end_the_threads(made):
+    loader = StreamingLoader(made.path, batch_size=4)
+    for _ in loader:
+        break
+    assert _readers() == []
+    with pytest.raises(ZeroDivisionError):
+        _fail_in_the_loop(loader)
+    gc.collect()
+    assert _readers() == []
+
+
+def _fail_in_the_loop(loader):
+    for _ in loader:
+        raise ZeroDivisionError
+
+
+def test_a_dropped_iterator_ends_the_threads(made):
+    iterator = iter(StreamingLoader(made.path, batch_size=4))
+    next(iterator)
+    assert _readers()
+    del iterator
+    assert _readers() == []
+
+
+def test_close_ends_iterations_under_way(made):
+    loader = StreamingLoader(made.path, batch_size=4)
+    iterator = iter(loader)
+    batch = next(iterator)
+    kept = batch["tokens"].clone()
+    loader.close()
+    loader.close()
+    assert _readers() == []
+    assert torch.equal(batch["tokens"].nan_to_num(), kept.nan_to_num())
+    with pytest.raises(UsageError, match="closed"):
+        list(iterator)
+    with pytest.raises(UsageError, match="closed"):
+        iter(loader).__next__()
+
+
+def test_errors_in_reader_threads_reach_the_consumer(made, monkeypatch):
+    def fail(self, assembly, index, reader):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Work, "_read_row", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        list(StreamingLoader(made.path, batch_size=4))
+
+
+def test_errors_while_buffers_are_taken_reach_the_consumer(made, monkeypatch):
+    def fail(self, rows, buffer):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("llgbm_loader.batch.BatchPlan.allocate", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        list(StreamingLoader(made.path, batch_size=4))
+
+
+@pytest.mark.parametrize("options", [{}, {"frame": "none", "dtype": None}])
+def test_tensors_that_are_kept_do_not_change(made, options):
+    loader = StreamingLoader(made.path, batch_size=2, prefetch_batches=1, **options)
+    kept = []
+    for _ in range(2):
+        for index, batch in enumerate(loader):
+            if index % 3 == 0:
+                # In all the ways a user may hold on to memory: the dict, a slice, a numpy array.
+                holds = [batch, batch["tokens"][0], batch["tokens"].flatten()[5:], batch["scales"].numpy()]
+                hold = holds[index // 3 % 4]
+                kept.append((hold, _copy(hold)))
+            del batch
+    assert len(kept) == 8
+    for hold, copy in kept:
+        assert _equal(hold, copy)
+
+
+def _copy(hold):
+    if isinstance(hold, dict):
+        return {name: _copy(value) for name, value in hold.items()}
+    return hold.clone() if isinstance(hold, torch.Tensor) else hold.copy()
+
+
+def _equal(hold, copy):
+    if isinstance(hold, dict):
+        return all(_equal(hold[name], copy[name]) for name in hold)
+    if isinstance(hold, torch.Tensor):
+        return torch.equal(hold.nan_to_num(), copy.nan_to_num())
+    return bool((hold == copy) if isinstance(hold, list) else (hold == copy).all())
+
+
+def test_an_autograd_graph_keeps_its_buffer(made):
+    weight = torch.ones((), requires_grad=True)
+    losses, sums = [], []
+    for batch in StreamingLoader(made.path, batch_size=2, prefetch_batches=1, zero_std="zeros", frame="none"):
+        tokens = batch["tokens"].nan_to_num_()
+        sums.append(tokens.sum())
+        losses.append((tokens * weight).sum())
+        del batch, tokens
+    torch.stack(losses).sum().backward()
+    assert torch.allclose(weight.grad, torch.stack(sums).sum())
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 3])
+def test_buffers_are_used_again_and_no_more_than_ahead_and_one(made, prefetch):
+    loader = StreamingLoader(made.path, batch_size=2, prefetch_batches=prefetch)
+    seen = set()
+    for _ in range(5):
+        for batch in loader:
+            seen.add(batch["tokens"].data_ptr())
+            time.sleep(0.001)
+        del batch
+    assert len(seen) <= prefetch + 1
+
+
+def test_reading_goes_on_while_the_consumer_works(made):
+    loader = StreamingLoader(made.path, batch_size=4, prefetch_batches=1)
+    for _ in loader:
+        time.sleep(0.05)
+    # The first batch has to be waited for, the five others were read meanwhile.
+    assert loader.stats().waited_s < 0.1
+
+
+def test_memory_is_flat_over_200_epochs(made):
+    loader = StreamingLoader(made.path, batch_size=4)
+
+    def epochs(count):
+        for _ in range(count):
+            for _ in loader:
+                pass
+        gc.collect()
+        return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    start = epochs(20)
+    assert epochs(200) - start < 8 << 20
+
+
+def test_memory_is_bounded_by_the_batches_ahead(tmp_path):
+    layout = small_layout(rank=16, chunk=256, modules=4, tokens=64)  # tokens of 4.7 MB in float32
+    made = write_set(tmp_path / "set", 32, layout=layout)
+    script = f"""
+import resource, torch
+from llgbm_loader import StreamingLoader
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+torch.ones(1 << 20).sum()
+loader = StreamingLoader({str(made.path)!r}, batch_size=8, prefetch_batches=2, fields=["tokens"])
+before = peak()
+for _ in range(3):
+    for batch in loader: pass
+print((peak() - before) / (3 * batch["tokens"].nbytes))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=_env()
+    )
+    assert float(out.stdout) < 1.2
+
+
+def _env():
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_an_interpreter_that_exits_amid_an_iteration_does_not_hang(made):
+    script = f"""
+from llgbm_loader import StreamingLoader
+iterator = iter(StreamingLoader({str(made.path)!r}, batch_size=2, prefetch_batches=8))
+held = [next(iterator)["tokens"] for _ in range(2)]
+"""
+    done = subprocess.run(  # noqa: PLW1510
+        [sys.executable, "-c", script], timeout=60, capture_output=True, text=True, env=_env()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_ends_the_program(made):
+    script = f"""
+import sys, time
+from llgbm_loader import StreamingLoader
+loader = StreamingLoader({str(made.path)!r}, batch_size=2)
+print("ready", flush=True)
+while True:
+    for batch in loader: pass
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_env()
+    )
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode in (-signal.SIGINT, 130)
+    assert err.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_inside_a_dataloader_worker_it_raises(made):
+    loader = StreamingLoader(made.path, batch_size=4)
+    batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0)
+    assert len(list(batches)) == 6
+    workers = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=1)
+    with pytest.raises(UsageError, match="DataLoader worker"):
+        list(workers)
+
+
+def test_stats_and_one_log_line_an_epoch(made, caplog):
+    loader = StreamingLoader(made.path, batch_size=5, remainder="pad")
+    with caplog.at_level(logging.INFO, "llgbm_loader"):
+        for _ in range(2):
+            for _ in loader:
+                pass
+    stats = loader.stats()
+    assert (stats.epochs, stats.batches, stats.samples, stats.padding_rows) == (2, 10, 48, 2)
+    assert 0 < stats.waited_s <= stats.seconds
+    assert 0 < stats.waited_share <= 1
+    assert stats.bytes_per_s == pytest.approx(stats.bytes_read / stats.seconds)
+    assert stats.samples_per_s == pytest.approx(48 / stats.seconds)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(",")[0] for line in lines] == ["epoch 0: 24 samples", "epoch 1: 24 samples"]
+
+
+def test_close_frees_a_consumer_that_waits_in_another_thread(made, monkeypatch):
+    held = threading.Event()
+    plain = Work._read_row
+
+    def slow(self, assembly, index, reader):
+        held.set()
+        time.sleep(0.3)
+        plain(self, assembly, index, reader)
+
+    monkeypatch.setattr(Work, "_read_row", slow)
+    loader, caught = StreamingLoader(made.path, batch_size=24, readers=1), []
+
+    def consume():
+        try:
+            list(loader)
+        except UsageError as error:
+            caught.append(str(error))
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    assert held.wait(10)
+    loader.close()
+    consumer.join(10)
+    assert not consumer.is_alive()
+    assert "closed" in caught[0]

@@ -1,0 +1,288 @@
+"""Committed sets by direct calls of the codec: any number of samples, shards, splits; no zoo, no torch.
+
+``write_set`` returns what went in, so that a test can compare what comes out with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_shards import ustar
+from llgbm_shards.canonical import blake3_hex
+from llgbm_shards.index import INDEX_NAME, encode_index
+from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, Layout, Module
+from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, shard_digest
+from llgbm_shards.sample import (
+    SUFFIX,
+    EncodedMember,
+    encode_body,
+    encode_delta,
+    encode_json,
+    encode_scales,
+    encode_texts,
+    sample_key,
+)
+
+FORMS = ("prompt", "answer", "prompt_answer")
+TEXTS_SPEC: dict[str, Any] = {
+    "forms": list(FORMS),
+    "joiner": "\n",
+    "prefix": [1],
+    "suffix": [2],
+    "pad_id": 0,
+    "padding_side": "right",
+    "truncation_side": "right",
+    "vocab_size": 1000,
+}
+SKIPPED = b"[]\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One sample as it was written."""
+
+    key: str
+    split: str
+    task: str
+    shard: str
+    body: NDArray[Any]  # bits, (N, r, chunk)
+    scales: NDArray[np.float32]
+    texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
+    delta: NDArray[np.float32] | None
+    has_delta: bool
+
+
+@dataclass(kw_only=True)
+class SyntheticSet:
+    """A set that was written."""
+
+    path: Path
+    record: CommitRecord
+    samples: list[Written] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        return self.record.layout
+
+    def by_key(self) -> dict[str, Written]:
+        return {sample.key: sample for sample in self.samples}
+
+
+def small_layout(
+    *, dtype: str = "bfloat16", rank: int = 2, chunk: int = 4, modules: int = 2, tokens: int = 3
+) -> Layout:
+    """A layout of ``modules`` equal modules of ``tokens`` pieces each (all but one of A)."""
+    table = tuple(
+        Module(
+            name=f"model.layers.{number}.self_attn.q_proj",
+            layer=number,
+            in_features=(tokens - 1) * chunk,
+            out_features=chunk,
+            first_token=number * tokens,
+            tokens_a=tokens - 1,
+            tokens_b=1,
+        )
+        for number in range(modules)
+    )
+    return Layout(dtype=dtype, rank=rank, chunk=chunk, token_order="sorted", modules=table)
+
+
+def write_set(
+    path: Path,
+    samples: int = 12,
+    *,
+    layout: Layout | None = None,
+    shard_samples: int = 5,
+    splits: Sequence[str] = ("train",),
+    tasks: Sequence[str] = ("arc_e", "boolq", "copa"),
+    delta_width: int = 6,
+    texts: bool = True,
+    zero_std: bool = True,
+    seed: int = 0,
+    prefix: str = "zoo",
+    text_counts: Sequence[int] = (1, 3, 5),
+    spec: dict[str, Any] | None = None,
+    has_delta: Callable[[int], bool] = lambda number: number % 4 != 3,
+) -> SyntheticSet:
+    """Write a committed set.
+
+    Args:
+        path: Directory, made if absent.
+        samples: Number of samples; the i-th goes to split ``splits[i * len(splits) // samples]``.
+        layout: Layout; :func:`small_layout` by default.
+        shard_samples: Samples of a shard.
+        splits: Names of splits, train before val.
+        tasks: Tasks, dealt out in turn.
+        delta_width: Width of deltas; 0 writes a set without them.
+        texts: Whether there are texts.
+        zero_std: Whether every third piece has std 0 (and body 0), and sample 1's last piece is padding.
+        seed: Seed of the content.
+        prefix: First part of the checkpoints' paths, so that two sets have different keys.
+        text_counts: Numbers of texts, dealt out in turn.
+        spec: Other values for some of :data:`TEXTS_SPEC`.
+        has_delta: Whether sample i has a delta; others get zeros.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    layout = layout or small_layout()
+    rng = np.random.default_rng(seed)
+    written: list[Written] = []
+    for number in range(samples):
+        split = splits[number * len(splits) // samples]
+        written.append(
+            _make(
+                number,
+                layout,
+                rng,
+                split,
+                tasks,
+                delta_width,
+                texts,
+                zero_std,
+                prefix,
+                text_counts,
+                has_delta,
+            )
+        )
+    fields = ["body", "scales", *(["texts"] if texts else []), *(["delta"] if delta_width else []), "json"]
+    rows: dict[str, list[Any]] = {}
+    shards: list[ShardEntry] = []
+    final: list[Written] = []
+    for split in dict.fromkeys(splits):
+        of_split = [sample for sample in written if sample.split == split]
+        for first in range(0, len(of_split), shard_samples):
+            name = f"{split}-{first // shard_samples:06d}.tar"
+            group = [
+                Written(**{**sample.__dict__, "shard": name})
+                for sample in of_split[first : first + shard_samples]
+            ]
+            shards.append(_write_shard(path, name, split, group, layout, rows))
+            final += group
+    index = encode_index(rows, fields)
+    (path / INDEX_NAME).write_bytes(index)
+    (path / "skipped.json").write_bytes(SKIPPED)
+    text_spec = {**TEXTS_SPEC, **(spec or {})} if texts else {**TEXTS_SPEC, "forms": []}
+    record = CommitRecord(
+        layout=layout,
+        members=tuple(fields),
+        texts=text_spec,
+        delta_width=delta_width,
+        options={"seed": seed},
+        shards=tuple(shards),
+        files=(
+            FileEntry(name=INDEX_NAME, size=len(index), digest=blake3_hex(index)),
+            FileEntry(name="skipped.json", size=len(SKIPPED), digest=blake3_hex(SKIPPED)),
+        ),
+    )
+    (path / RECORD_NAME).write_bytes(record.to_bytes())
+    return SyntheticSet(path=path, record=record, samples=final)
+
+
+def _make(
+    number: int,
+    layout: Layout,
+    rng: np.random.Generator,
+    split: str,
+    tasks: Sequence[str],
+    delta_width: int,
+    texts: bool,
+    zero_std: bool,
+    prefix: str,
+    text_counts: Sequence[int],
+    has_delta: Callable[[int], bool],
+) -> Written:
+    task = tasks[number % len(tasks)]
+    bits = BIT_DTYPE[layout.dtype]
+    values = rng.standard_normal(layout.body_shape, np.float32)
+    body = values.view("<u4").copy()
+    if layout.dtype == "bfloat16":
+        body = (body >> 16).astype(bits)
+    elif layout.dtype == "float16":
+        body = values.astype(np.float16).view(bits)
+    scales = np.abs(rng.standard_normal((layout.num_tokens, 2), np.float32)) + np.float32(0.01)
+    if zero_std:
+        scales[::3, 1] = 0
+        body[::3] = 0
+        if number == 1:
+            scales[-1], body[-1] = 0, PADDING_BITS[layout.dtype]
+    there = delta_width > 0 and has_delta(number)
+    delta = rng.standard_normal(delta_width, np.float32) if there else np.zeros(delta_width, np.float32)
+    return Written(
+        key=sample_key(f"{prefix}/{task}/lora_{number}"),
+        split=split,
+        task=task,
+        shard="",
+        body=body,
+        scales=scales,
+        texts=_make_texts(text_counts[number % len(text_counts)], rng) if texts else {},
+        delta=delta if delta_width else None,
+        has_delta=there,
+    )
+
+
+def _make_texts(
+    count: int, rng: np.random.Generator
+) -> dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    texts = {}
+    for form in FORMS:
+        lengths = rng.integers(0, 20, count)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        texts[form] = (rng.integers(3, 1000, int(offsets[-1])).astype(np.int32), offsets)
+    return texts
+
+
+def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
+    """The members of a sample, in tar order."""
+    members = [encode_body(sample.body, layout), encode_scales(sample.scales, layout)]
+    if sample.texts:
+        members.append(encode_texts(sample.texts))
+    if sample.delta is not None:
+        members.append(encode_delta(sample.delta))
+    info = {
+        "checkpoint": sample.key,
+        "task": sample.task,
+        "base_model": "tiny",
+        "rank": layout.rank,
+        "alpha": 16.0,
+        "scaling": 2.0,
+        "modules": [{"name": m.name, "rank": layout.rank, "scaling": 2.0} for m in layout.modules],
+        "source_digest": "00" * 32,
+        "source_dtype": layout.dtype,
+        "has_delta": sample.has_delta,
+        "texts": [{"prompt": "p", "answer": "a"}],
+    }
+    return [*members, encode_json(info, members)]
+
+
+def _write_shard(
+    path: Path, name: str, split: str, group: list[Written], layout: Layout, rows: dict[str, list[Any]]
+) -> ShardEntry:
+    lines: list[tuple[str, int, str]] = []
+    offset = 0
+    with (path / name).open("wb") as file:
+        for sample in group:
+            row: dict[str, Any] = {"key": sample.key, "split": split, "shard": name, "offset": offset}
+            for member in encode_sample(sample, layout):
+                member_name = f"{sample.key}.{SUFFIX[member.field]}"
+                file.write(ustar.header(member_name, member.size))
+                for part in member.parts:
+                    file.write(part)
+                file.write(ustar.padding(member.size))
+                lines.append((member_name, member.size, member.blake3.hex()))
+                row[f"{member.field}.size"] = member.size
+                row[f"{member.field}.blake3"] = member.blake3
+                row[f"{member.field}.xxh3_64"] = member.xxh3_64
+                offset += ustar.BLOCK + ustar.padded(member.size)
+            norm = float(np.linalg.norm(sample.delta)) if sample.delta is not None else 0.0
+            row |= {"checkpoint": sample.key, "task": sample.task, "base_model": "tiny"}
+            row |= {"rank": layout.rank, "has_delta": sample.has_delta, "delta_norm": norm}
+            for column, value in row.items():
+                rows.setdefault(column, []).append(value)
+        file.write(ustar.END)
+    size = (path / name).stat().st_size
+    return ShardEntry(name=name, split=split, samples=len(group), size=size, digest=shard_digest(lines))
