@@ -24,7 +24,7 @@ from llgbm_pack.shard_record import PACK_DIRECTORY, ShardRecord, finished_record
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import PlanError, UsageError
 from llgbm_shards.record import RECORD_NAME
-from llgbm_shards.storage import fsync_directory, remove_temporary, storage_errors
+from llgbm_shards.storage import fsync_directory, make_directory, remove_temporary, storage_errors
 
 
 class Progress(Protocol):
@@ -74,7 +74,7 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
     out = _place(options)
     plan = make_plan(options, out)
     with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+        make_directory(out)
     with builder_lock(out / PACK_DIRECTORY):
         _make_ready(options, out)
         run = _pack(plan, progress)
@@ -161,8 +161,9 @@ def _no_leftovers(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        remove_temporary(out)
-        remove_temporary(out / PACK_DIRECTORY)
+        with contextlib.suppress(FileNotFoundError):  # The output itself may be gone: that is another error.
+            remove_temporary(out)
+            remove_temporary(out / PACK_DIRECTORY)
 
 
 def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:

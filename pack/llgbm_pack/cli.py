@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options
+from llgbm_pack.cli_check import CheckArguments, check_options, run_check
+from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options, repair_options
 from llgbm_shards.errors import LlgbmError
-from llgbm_shards.findings import LEVELS
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -48,7 +48,8 @@ def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except LlgbmError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 3
     sys.exit(code if isinstance(code, int) else 0)
@@ -88,41 +89,42 @@ def build_command(arguments: BuildArguments, output: Output) -> int:
     return report.exit_code
 
 
-def _check_options(command: Callable[..., int]) -> Callable[..., int]:
-    level = "quick: presence, sizes, commit record, index. full: every byte of every shard too."
-    for option in (
-        click.option("--expect-digest", metavar="D", help="Digest that shardset.json must have."),
-        click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help=level),
-        click.argument("out"),
-    ):
-        command = option(command)
-    return command
-
-
-def _check(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+def _check(arguments: CheckArguments, output: Output) -> int:
     from llgbm_pack.render import render_check
-    from llgbm_shards.check_set import check
 
-    report = check(out, level=level, expect_digest=expect_digest)
-    _emit(output, report.to_json(), lambda: render_check(report))
-    return report.exit_code
+    checked = run_check(arguments)
+    _emit(output, checked.to_json(), lambda: render_check(checked, verbose=output.verbose))
+    return checked.report.exit_code
 
 
 @main.command("check")
-@_check_options
 @output_options
-def check_command(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+@check_options
+def check_command(arguments: CheckArguments, output: Output) -> int:
     """Say whether the shard set in OUT is sound, and list everything that is not."""
-    return _check(out, level, expect_digest, output)
+    return _check(arguments, output)
 
 
 @click.command("llgbm-check", cls=_Command, context_settings=_CONTEXT)
-@_check_options
 @output_options
-@click.version_option(package_name="llgbm-pack", prog_name="llgbm-check")
-def check_main(out: str, level: str, expect_digest: str | None, output: Output) -> int:
+@check_options
+def check_main(arguments: CheckArguments, output: Output) -> int:
     """Say whether the shard set in OUT is sound, and list everything that is not."""
-    return _check(out, level, expect_digest, output)
+    return _check(arguments, output)
+
+
+@main.command("repair")
+@repair_options
+@output_options
+def repair_command(output: Output, **values: Any) -> int:
+    """Put damaged and missing files of the set in OUT back, to the bit, from the sources it was packed from."""
+    from llgbm_pack.render import render_repair
+    from llgbm_pack.repair import repair
+    from llgbm_pack.repair_options import RepairOptions
+
+    report = repair(RepairOptions(**values), say=output.say)
+    _emit(output, report.to_json(), lambda: render_repair(report))
+    return report.exit_code
 
 
 @main.command("inspect")

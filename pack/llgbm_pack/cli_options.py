@@ -46,7 +46,7 @@ class BuildArguments:
 
 
 def output_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add --format, -q and -v, handed to the command as ``output``."""
+    """Add --version, --format, -q and -v, the last three handed to the command as ``output``."""
 
     @functools.wraps(command)
     def wrapped(output_format: str, quiet: bool, verbose: bool, **kwargs: Any) -> int:
@@ -54,6 +54,7 @@ def output_options(command: Callable[..., int]) -> Callable[..., int]:
         return command(output=output, **kwargs)
 
     for option in (
+        click.version_option(package_name="llgbm-pack"),
         click.option("-v", "--verbose", is_flag=True, help="Tell more."),
         click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
         click.option(
@@ -164,6 +165,10 @@ def build_options(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def wrapped(dry_run: bool, output: Output, **values: Any) -> int:
+        for name, needed in (("forms", "text_tokenizer"), ("maps", "deltas")):
+            if values[name] and values[needed] is None:
+                flag, of = f"--{name.removesuffix('s')}", f"--{needed.replace('_', '-')}"
+                raise click.UsageError(f"{flag} is of no use without {of}.")
         values["forms"] = values["forms"] or ("prompt",)
         values["max_texts"] = values["max_texts"] or None
         arguments = BuildArguments(options=PackOptions(**values), dry_run=dry_run)
@@ -172,3 +177,21 @@ def build_options(command: Callable[..., int]) -> Callable[..., int]:
     for option in reversed(_BUILD_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+_REPAIR_OPTIONS: Final = (
+    click.argument("out", type=_FOLDER),
+    click.option("--zoo", type=_FOLDER, required=True, metavar="DIR", help="The zoo the set was packed from."),
+    click.option("--deltas", type=_FOLDER, metavar="DIR", help="The delta cache it was packed with."),
+    click.option("--texts", type=_FOLDER, metavar="DIR", help="The directory of text files it was packed with."),
+    click.option("--text-tokenizer", metavar="NAME|DIR", help="Needed only when tokenizer/ of the set is damaged."),
+    click.option("--map", "maps", type=Pair(), multiple=True, metavar="OLD=NEW", help="As for the build; repeatable."),
+    click.option("--expect-digest", metavar="D", help="Digest that shardset.json must have; proves a lost one."),
+)  # fmt: skip
+
+
+def repair_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the arguments and options of ``repair``."""
+    for option in reversed(_REPAIR_OPTIONS):
+        command = option(command)
+    return command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,20 +33,22 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
         StorageError: Something cannot be written; the set stays unfinished and can be resumed.
     """
     context = plan.context
-    files = [
-        _put(context.out, INDEX_NAME, encode_index(_index_rows(records, context), context.members)),
-        _put(context.out, SKIPPED_NAME, dump_json({"skipped": [asdict(skip) for skip in skipped]})),
-        *_tokenizer_files(context.out),
-    ]
-    record = CommitRecord(
+    bare = CommitRecord(
         layout=context.layout,
         members=context.members,
         texts=context.conditions.to_json() if context.conditions else {"forms": []},
         delta_width=context.delta_width,
         options=plan.options.content(),
         shards=tuple(_shard_entry(shard) for shard in records if shard.rows),
-        files=tuple(sorted(files, key=lambda entry: entry.name)),
+        files=(),
     )
+    index = encode_index(_index_rows(records, context), context.members, bare.about())
+    files = [
+        _put(context.out, INDEX_NAME, index),
+        _put(context.out, SKIPPED_NAME, skipped_json(skipped)),
+        *tokenizer_files(context.out),
+    ]
+    record = replace(bare, files=tuple(sorted(files, key=lambda entry: entry.name)))
     write_file(context.out / CARD_NAME, dataset_card(record).encode())
     data = record.to_bytes()
     write_file(context.out / RECORD_NAME, data)
@@ -58,7 +60,13 @@ def _put(out: Path, name: str, data: bytes) -> FileEntry:
     return FileEntry(name=name, size=len(data), digest=blake3_hex(data))
 
 
-def _tokenizer_files(out: Path) -> list[FileEntry]:
+def skipped_json(skipped: Sequence[Skip]) -> bytes:
+    """The bytes of ``skipped.json``."""
+    return dump_json({"skipped": [asdict(skip) for skip in skipped]})
+
+
+def tokenizer_files(out: Path) -> list[FileEntry]:
+    """The entries of the text tokenizer's files that are there."""
     entries = []
     for path in sorted((out / TOKENIZER_DIRECTORY).rglob("*")):
         if path.is_file():

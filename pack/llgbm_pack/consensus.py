@@ -20,7 +20,9 @@ def choose_layout(teachers: Sequence[Teacher], options: PackOptions) -> Layout:
     Raises:
         PlanError: Two layouts have the same count and none has more.
     """
-    votes = Counter(_vote(teacher, options) for teacher in teachers)
+    # Who is refused for its rank in any case has no say in the rest.
+    voters = [teacher for teacher in teachers if teacher.rank <= (options.rank or teacher.rank)] or teachers
+    votes = Counter(_vote(teacher, options) for teacher in voters)
     ranked = votes.most_common(2)
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
         raise PlanError(
@@ -45,13 +47,13 @@ def keep_fitting(
 ) -> tuple[list[Teacher], list[Skip]]:
     """Part the teachers into those that fit the layout and those that do not."""
     table = {module.name: (module.in_features, module.out_features) for module in layout.modules}
-    verdicts: dict[Vote, str] = {}
+    verdicts: dict[Vote, str] = {}  # of equal teachers; their vote may hide their rank or dtype
     fitting, skipped = [], []
     for teacher in teachers:
-        vote = _vote(teacher, options)
-        if vote not in verdicts:
-            verdicts[vote] = _misfit(teacher, layout, table, options)
-        if reason := verdicts[vote]:
+        kind = (teacher.dtype, teacher.rank, teacher.shapes)
+        if kind not in verdicts:
+            verdicts[kind] = _misfit(teacher, layout, table, options)
+        if reason := verdicts[kind]:
             skipped.append(Skip(teacher.path, reason))
         else:
             fitting.append(teacher)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import functools
 import itertools
 import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Callable, Sequence
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import Synchronized
-from typing import Any, Final
+from typing import Final
 
-import torch
-
+from llgbm_pack import pool_worker
 from llgbm_pack.jobs import PackContext, ShardJob
-from llgbm_pack.lock import worker_lock
-from llgbm_pack.shard_record import PACK_DIRECTORY
 from llgbm_pack.worker import ShardPacker
 from llgbm_shards.errors import StorageError
 
@@ -73,28 +68,30 @@ def _run_in_pool(
 ) -> None:
     # forkserver: one import of torch for all workers, and no fork of a process that has threads.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__])
+    processes.set_forkserver_preload([pool_worker.__name__])
     _start_forkserver()
-    samples, size = processes.Value(ctypes.c_int64), processes.Value(ctypes.c_int64)
-    pool = ProcessPoolExecutor(workers, processes, _start_worker, (context, samples, size))
+    counts = pool_worker.Counts(
+        processes.RawArray(ctypes.c_int64, len(jobs)), processes.RawArray(ctypes.c_int64, len(jobs))
+    )
+    pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts))
     started: dict[int, BaseProcess] = {}
     pending: set[Future[None]] = set()
-    queue = iter(jobs)
+    queue = enumerate(jobs)
     try:
         while True:
             # Two a worker: one in hand, one waiting, so that a failure stops the rest early.
-            pending |= {
-                pool.submit(_pack_in_worker, job)
-                for job in itertools.islice(queue, 2 * workers - len(pending))
-            }
+            with _without_main():
+                few = itertools.islice(queue, 2 * workers - len(pending))
+                pending |= {pool.submit(pool_worker.pack, number, job) for number, job in few}
             started.update(pool._processes or {})
             if not pending:
                 break
             done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            on_progress(samples.value, size.value)
+            on_progress(sum(counts.samples), sum(counts.source_bytes))
             for future in done:
                 future.result()
     except BrokenProcessPool as error:
+        _stop(pool)  # The pool itself may overlook one that was just being started, and wait for it for ever.
         pool.shutdown(cancel_futures=True)
         raise _death([process.exitcode for process in started.values()]) from error
     except BaseException:
@@ -114,66 +111,30 @@ def _start_forkserver() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Workers need nothing of the user's script; imported there again, all of it outside of its guard would run."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _death(exit_codes: Sequence[int | None]) -> StorageError:
     """What to say of a worker that died; the pool ends the others with SIGTERM."""
     code = next((code for code in exit_codes if code not in (None, 0, -signal.SIGTERM)), -signal.SIGTERM)
-    do = "Finished shards are kept: run the same command again"
-    if code is not None and code < 0:
-        got = f"killed by {signal.Signals(-code).name}"
-        do += "; if memory was short, with fewer --workers." if code == -signal.SIGKILL else "."
-    else:
-        got = f"ended with status {code}"
-        do += '. A script that calls build() must do so under `if __name__ == "__main__":`.'
-    return StorageError("a worker process died", where="build", got=got, do=do)
+    got = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+    return StorageError(
+        "a worker process died",
+        where="build",
+        got=got,
+        do="Finished shards are kept: run the same command again; if memory was short, with fewer --workers.",
+    )
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
     """End the workers now; what they were writing is removed by whoever holds the lock."""
     for process in list((pool._processes or {}).values()):
         process.terminate()
-
-
-_make_packer: Callable[[], ShardPacker] | None = None
-_packer: ShardPacker | None = None
-_held: list[Any] = []
-
-
-def _start_worker(context: PackContext, samples: Synchronized[int], size: Synchronized[int]) -> None:
-    """Set up a worker process: quiet on Ctrl-C (the builder ends it), gone when the builder is gone."""
-    global _make_packer  # noqa: PLW0603 - one packer a process is what an initializer is for
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    lock = worker_lock(context.out / PACK_DIRECTORY)
-    lock.__enter__()
-    _held.append(lock)
-    if _orphaned(timeout=0):
-        os._exit(1)  # A new builder may already have looked at the lock: too late to write anything.
-    torch.set_num_threads(1)
-
-    def on_sample(done: int) -> None:
-        with samples.get_lock(), size.get_lock():
-            samples.value += 1
-            size.value += done
-
-    # Made with the first job: what goes wrong then is an error of that job, not a worker that cannot start.
-    _make_packer = functools.partial(ShardPacker, context, on_sample)
-
-
-def _pack_in_worker(job: ShardJob) -> None:
-    global _packer  # noqa: PLW0603 - see _start_worker
-    if _packer is None:
-        if _make_packer is None:  # pragma: no cover - the initializer has run
-            raise StorageError("worker was not started", where=job.name)
-        _packer = _make_packer()
-    _packer.pack(job)
-
-
-def _die_with_parent() -> None:
-    if _orphaned(timeout=None):
-        os._exit(1)
-
-
-def _orphaned(timeout: float | None) -> bool:
-    """Whether the builder is gone, or goes before the timeout."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and bool(wait_for([parent.sentinel], timeout))

@@ -29,9 +29,9 @@ class PlannedSample:
         weights: The safetensors file.
         config: adapter_config.json, or None.
         zoo_task: The task the zoo's own manifest names, which text files may be called after; or "".
-        text_files: Files its texts come from; none when its name is its text.
         delta: Its entry in the delta cache, None when it has none (or the set has none).
         matched_by: How that entry was found: ``exact``, ``relative``, ``tail`` or ``name``; "" without one.
+        text_files: Files its texts come from; none when its name is its text.
     """
 
     path: str
@@ -41,9 +41,9 @@ class PlannedSample:
     weights: Path
     config: Path | None
     zoo_task: str
-    text_files: tuple[Path, ...]
     delta: DeltaEntry | None
     matched_by: str
+    text_files: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -66,7 +66,7 @@ class ShardJob:
     name: str
     split: str
     samples: tuple[PlannedSample, ...]
-    context: str
+    context: str = ""
 
     def digest(self) -> str:
         """Digest of everything the plan decided for this shard; another decision means packing it again."""

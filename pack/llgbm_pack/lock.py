@@ -63,15 +63,11 @@ def refuse_locked(directory: Path) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def worker_lock(directory: Path) -> Iterator[None]:
-    """Held by each worker process for as long as it may write."""
-    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+def take_worker_lock(directory: Path) -> None:
+    """Taken by each worker process before it writes anything; only its end gives it back."""
+    with storage_errors(directory / WORKERS_NAME):
+        fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(fd, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _open_current(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ class PackOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError("must be at least 1", where=name, got=str(value))
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise UsageError("must be a positive number", where="alpha", got=str(self.alpha))
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError("must fit 64 bits", where="seed", got=str(self.seed))
         if not 0 <= self.split < 1:
             raise UsageError(
                 "must be a fraction", where="split", expected="0 <= val < 1", got=str(self.split)
@@ -132,7 +137,10 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _last(path: Path | str | None) -> str:
-    return "" if path is None else Path(path).resolve().name if Path(path).exists() else Path(path).name
+    if path is None:
+        return ""
+    name = Path(path).resolve().name if Path(path).exists() else Path(path).name
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _separate(zoo: Path, out: Path) -> None:

@@ -58,6 +58,7 @@ class Packer:
         self._encoder = BodyEncoder(layout)
         self._body = torch.empty(layout.body_shape, dtype=_TORCH_DTYPE[layout.dtype])
         self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
+        self._casts: dict[str, torch.Tensor] = {}
         self._conditions: ConditionEncoder | None = None
         if context.conditions is not None:
             directory = context.out / TOKENIZER_DIRECTORY
@@ -94,12 +95,25 @@ class Packer:
         return packed
 
     def _encode_weights(self, adapter: Adapter, source: Source) -> None:
-        cast = _TORCH_DTYPE[self.context.layout.dtype] if self.context.cast else None
+        layout = self.context.layout
+        if adapter.dtype != layout.dtype and not self.context.cast:
+            raise CheckpointError(
+                "its dtype changed since the plan was made", expected=layout.dtype, got=adapter.dtype
+            )
         pairs = {}
         for name, pair in adapter.pairs.items():
             a, b = _tensor(source.data, pair.a), _tensor(source.data, pair.b)
-            pairs[name] = (a, b) if cast is None else (a.to(cast), b.to(cast))
+            pairs[name] = (self._cast(pair.a_key, a), self._cast(pair.b_key, b))
         self._encoder.encode(pairs, self._body, self._scales)
+
+    def _cast(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in the set's dtype; casts go into buffers that stay, since the encoder binds to addresses."""
+        if tensor.dtype == self._body.dtype:
+            return tensor
+        buffer = self._casts.get(key)
+        if buffer is None or buffer.shape != tensor.shape:
+            buffer = self._casts[key] = torch.empty(tensor.shape, dtype=self._body.dtype)
+        return buffer.copy_(tensor)
 
     def _weight_members(self) -> list[EncodedMember]:
         layout = self.context.layout

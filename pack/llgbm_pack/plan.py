@@ -15,7 +15,7 @@ from llgbm_pack.estimate import TextSize, estimate_bytes
 from llgbm_pack.jobs import Note, PackContext, PlannedSample, ShardJob
 from llgbm_pack.options import PackOptions
 from llgbm_pack.plan_deltas import DeltaPlan, plan_deltas
-from llgbm_pack.survey import Skip, Teacher, survey
+from llgbm_pack.survey import Skip, Teacher, nothing_to_pack, survey
 from llgbm_pack.tasks import resolve_task, zoo_tasks
 from llgbm_pack.texts import read_texts
 from llgbm_pack.zoo import ZooListing, walk_zoo
@@ -94,15 +94,16 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     """
     listing = walk_zoo(options.zoo, options.include, options.exclude)
     candidates = listing.checkpoints[: options.limit]
+    excluded = listing.excluded + len(listing.checkpoints) - len(candidates)
     surveyed = survey(candidates, options)
     skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *surveyed.skipped]
     if not surveyed.teachers:
-        raise _nothing_to_pack(options.zoo, skipped)
+        raise nothing_to_pack(options.zoo, skipped, excluded)
     layout = choose_layout(surveyed.teachers, options)
     teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
     skipped += misfits
     if not teachers:
-        raise _nothing_to_pack(options.zoo, skipped)
+        raise nothing_to_pack(options.zoo, skipped, excluded)
     deltas = plan_deltas(teachers, _every_path(listing, options), options)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
@@ -111,7 +112,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     samples, texts, faults = _join(teachers, deltas, options)
     skipped += faults
     if not samples:
-        raise _nothing_to_pack(options.zoo, skipped)
+        raise nothing_to_pack(options.zoo, skipped, excluded)
     context = PackContext(
         zoo=options.zoo,
         out=out or options.out,
@@ -131,7 +132,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         context=context,
         jobs=jobs,
         found=len(listing.checkpoints) + len(listing.rejected) + listing.excluded,
-        excluded=listing.excluded + len(listing.checkpoints) - len(candidates),
+        excluded=excluded,
         skipped=tuple(sorted(skipped, key=lambda skip: skip.checkpoint)),
         notes=(*notes, *deltas.notes),
         text_sources=dict(sorted(Counter(found.source for found in texts).items())),
@@ -239,18 +240,4 @@ def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:
     paths = sorted(path for paths in shards.values() for path in paths)
     return blake3_hex(
         dump_json({"options": options.content(), "maps": maps, "paths": paths, "shards": shards})
-    )
-
-
-def _nothing_to_pack(zoo: Path, skipped: Sequence[Skip]) -> PlanError:
-    if not skipped:
-        return PlanError(
-            "no checkpoint found",
-            where=str(zoo),
-            expected="directories with adapter_config.json and adapter_model.safetensors",
-            do="Name the directory that holds the checkpoints.",
-        )
-    rows = [f"{skip.checkpoint}: {skip.reason}" for skip in skipped]
-    return PlanError(
-        f"none of {len(rows)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
     )

@@ -41,8 +41,9 @@ class Lines:
         """Say what is to be done."""
         self._total, self._done = plan.samples, done
         self._start = self._last = time.monotonic()
+        shards = "1 shard" if len(plan.jobs) == 1 else f"{len(plan.jobs)} shards"
         resumed = f", {done} of them packed by an earlier run" if done else ""
-        self._output.say(f"packing {plan.samples} checkpoints into {len(plan.jobs)} shards{resumed}")
+        self._output.say(f"packing {plan.samples} checkpoints into {shards}{resumed}")
 
     def advanced(self, samples: int, source_bytes: int) -> None:
         """Say how far it is, if it is time to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from llgbm_pack.jobs import Note
@@ -10,10 +11,11 @@ from llgbm_pack.plan import Plan
 from llgbm_pack.report import PackReport
 from llgbm_pack.sizes import human_bytes
 from llgbm_pack.survey import Skip
-from llgbm_shards.findings import CheckReport
 
 if TYPE_CHECKING:
     from llgbm_pack.bench import BenchReport
+    from llgbm_pack.cli_check import Checked
+    from llgbm_pack.repair import RepairReport
 
 _FEW: Final = 20
 _ADVICE: Final = {
@@ -64,20 +66,60 @@ def _rate(report: PackReport) -> str:
     return f"{human_bytes(rate)}/s ({packing}; {report.seconds:.1f} s in all)"
 
 
-def render_check(report: CheckReport) -> str:
+def render_check(checked: Checked, *, verbose: bool) -> str:
     """What ``check`` prints: every finding, then the verdict."""
+    report = checked.report
     lines = []
-    for finding in report.findings:
-        place = " ".join(part for part in (finding.shard, finding.key, finding.member) if part)
-        lines.append(f"{finding.kind}  {place}: {finding.what}")
+    for shard, findings in groupby(report.findings, key=lambda finding: finding.shard):
+        rows = []
+        for finding in findings:
+            place = " ".join(part for part in (shard, finding.key, finding.member) if part)
+            rows.append(f"{finding.kind}  {place}: {finding.what}")
+        lines += _shorten(rows, f"findings in {shard}", verbose, do="-v lists all")
     what = f"{report.samples} samples in {report.shards} shards, {report.level} check"
-    if report.level == "full":
+    if report.level != "quick":
         what += f", {human_bytes(report.bytes_read)} in {report.seconds:.1f} s"
-    verdict = "sound" if report.sound else f"NOT SOUND, {len(report.findings)} findings"
+    if report.sample < 1:
+        what += (
+            f", {report.samples_read} of the samples read: {report.sample:.3g} of them, seed {report.seed}"
+        )
+    verdict = "sound" if report.sound else "NOT SOUND"
+    if report.findings:
+        verdict += f", {len(report.findings)} findings"
     lines.append(f"{report.path}: {verdict} ({what})")
     if report.digest:
         lines.append(f"digest {report.digest}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_against(checked, verbose=verbose)])
+
+
+def _against(checked: Checked, *, verbose: bool) -> list[str]:
+    """The comparison with a zoo."""
+    found = checked.against
+    if found is None:
+        return [f"zoo not compared: {checked.problem}"] if checked.problem else []
+    new = [f"new      {path}" for path in found.new]
+    changed = [f"changed  {change.checkpoint}: {change.what}" for change in found.changed]
+    gone = [f"gone     {path}" for path in found.gone]
+    return [
+        *_shorten(new, "new", verbose, do="-v lists all"),
+        *_shorten(changed, "changed", verbose, do="-v lists all"),
+        *_shorten(gone, "gone", verbose, do="-v lists all"),
+        f"{found.zoo}: {found.unchanged} unchanged, {len(new)} new, {len(changed)} changed, {len(gone)} gone, "
+        f"{found.skipped} skipped by the build",
+    ]
+
+
+def render_repair(report: RepairReport) -> str:
+    """What ``repair`` prints."""
+    lines = [f"restored   {name}" for name in report.restored]
+    lines += [f"refused    {refusal.name}: {refusal.reason}" for refusal in report.refused]
+    lines += [f"left       {finding.shard}: {finding.what}; remove it by hand" for finding in report.left]
+    if not lines:
+        lines = ["nothing to repair"]
+    verdict = "NOT SOUND" if report.exit_code else "sound"
+    return "\n".join(
+        [*lines, f"{report.out}: {verdict} ({report.seconds:.1f} s)", f"digest {report.digest or 'lost'}"]
+    )
 
 
 def render_set(found: dict[str, Any]) -> str:
@@ -159,7 +201,9 @@ def _notes(notes: Iterable[Note], *, all_of_them: bool) -> list[str]:
     return _shorten(rows, "warnings", all_of_them)
 
 
-def _shorten(rows: list[str], what: str, all_of_them: bool) -> list[str]:
+def _shorten(
+    rows: list[str], what: str, all_of_them: bool, do: str = "-v lists all; skipped.json keeps them"
+) -> list[str]:
     if all_of_them or len(rows) <= _FEW:
         return rows
-    return [*rows[:_FEW], f"... and {len(rows) - _FEW} more {what} (-v lists all; skipped.json keeps them)"]
+    return [*rows[:_FEW], f"... and {len(rows) - _FEW} more {what} ({do})"]

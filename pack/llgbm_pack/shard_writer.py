@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,20 @@ class WrittenShard:
         return parts
 
 
-def write_shard(path: Path, samples: Iterable[PackedSample], *, expected_bytes: int) -> WrittenShard | None:
+def write_shard(
+    path: Path,
+    samples: Iterable[PackedSample],
+    *,
+    expected_bytes: int,
+    accept: Callable[[WrittenShard], None] | None = None,
+) -> WrittenShard | None:
     """Write samples to a shard; nothing is written when there are none.
 
     Args:
         path: Final name of the shard.
         samples: Made one at a time, while the shard is being written.
         expected_bytes: Size the shard may reach, for the message when the disk is full.
+        accept: Called when all is written and nothing has its final name yet; what it raises refuses the shard.
 
     Raises:
         DiskFullError: No space; the partial file is removed.
@@ -85,4 +92,6 @@ def write_shard(path: Path, samples: Iterable[PackedSample], *, expected_bytes: 
             # the final fsync waits for all of them.
             os.posix_fadvise(fd, start, shard.size - start, os.POSIX_FADV_DONTNEED)
         shard.size += write_all(fd, [ustar.END])
+        if accept is not None:
+            accept(shard)
     return shard

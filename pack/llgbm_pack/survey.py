@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llgbm_pack.adapters import Adapter, read_adapter
 from llgbm_pack.options import PackOptions
 from llgbm_pack.zoo import Candidate
-from llgbm_shards.errors import CheckpointError, HeaderError, StorageError
+from llgbm_shards.errors import CheckpointError, HeaderError, PlanError, StorageError
 
 #: Module name -> (in, out), sorted by name: what two checkpoints must share to be in one set.
 Shapes = tuple[tuple[str, int, int], ...]
@@ -83,3 +83,25 @@ def survey(candidates: Iterable[Candidate], options: PackOptions) -> Survey:
 def adapter_shapes(adapter: Adapter) -> Shapes:
     """The module table of one adapter as a value."""
     return tuple(sorted((name, pair.in_features, pair.out_features) for name, pair in adapter.pairs.items()))
+
+
+def nothing_to_pack(zoo: Path, skipped: Sequence[Skip], excluded: int) -> PlanError:
+    """Why there is no plan; ``excluded`` counts what --include, --exclude and --limit left out."""
+    if excluded and not skipped:
+        return PlanError(
+            "no checkpoint is left to pack",
+            where=str(zoo),
+            got=f"{excluded} are excluded",
+            do="Globs match the path relative to the zoo: look at --include and --exclude.",
+        )
+    if not skipped:
+        return PlanError(
+            "no checkpoint found",
+            where=str(zoo),
+            expected="directories with adapter_config.json and adapter_model.safetensors",
+            do="Name the directory that holds the checkpoints.",
+        )
+    rows = [f"{skip.checkpoint}: {skip.reason}" for skip in skipped]
+    return PlanError(
+        f"none of {len(rows)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
+    )

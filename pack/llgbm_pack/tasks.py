@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from llgbm_pack.zoo_directory import file_fault
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import HeaderError, PlanError
 from llgbm_shards.storage import read_file
@@ -28,11 +29,14 @@ def zoo_tasks(zoo: Path, paths: Sequence[str]) -> dict[str, str]:
     its name is one whole component of exactly one checkpoint's path.
 
     Raises:
-        PlanError: The manifest is there and cannot be read.
+        PlanError: The manifest is there and cannot be read: unsound, no regular file, or a link out of the zoo.
     """
     manifest = zoo / MANIFEST_NAME
-    if not manifest.is_file():
+    if manifest.is_dir() or not (manifest.exists() or manifest.is_symlink()):
         return {}
+    fault = file_fault(manifest, zoo.resolve())
+    if fault:
+        raise PlanError("the zoo's manifest is not read", where=str(zoo), got=fault, do="Mend or remove it.")
     try:
         value = load_json(
             read_file(manifest, max_bytes=_MAX_MANIFEST_BYTES),

@@ -10,6 +10,8 @@ Known shapes, all of them bounded and strict:
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +57,13 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     """Read a file of texts in any of the known shapes.
 
     Raises:
-        CheckpointError: Unreadable, too large, not strict JSON, or of no known shape.
+        CheckpointError: Unreadable, not a regular file, too large, not strict JSON, or of no known shape.
     """
     try:
-        with path.open("rb") as file:
+        _regular(path.stat(), path)  # before it is opened: opening a device may do something
+        # Without waiting: a FIFO put there since would block until somebody writes to it.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            _regular(os.fstat(file.fileno()), path)
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise CheckpointError(
@@ -69,6 +74,11 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     except HeaderError as error:
         raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
     return parse_texts(value, where=path.name)
+
+
+def _regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError("texts cannot be read", where=path.name, got="not a regular file")
 
 
 def parse_texts(value: object, *, where: str) -> TextFile:

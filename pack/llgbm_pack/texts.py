@@ -10,12 +10,14 @@ from typing import Final
 from blake3 import blake3
 
 from llgbm_pack.text_sources import MAX_TEXT_BYTES, Text, TextFile, read_text_file
+from llgbm_pack.zoo_directory import WEIGHTS, file_fault
 from llgbm_shards.errors import CheckpointError, UsageError
 
 __all__ = ["DEFAULT_MAX_TEXTS", "CheckpointTexts", "Text", "choose_texts", "read_texts"]
 
 #: Texts kept of a checkpoint unless more or fewer are asked for.
 DEFAULT_MAX_TEXTS: Final = 1024
+_PROMPTS: Final = "prompts.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +72,14 @@ def read_texts(
         max_bytes: Largest file read, in bytes.
 
     Raises:
-        CheckpointError: A source is unreadable, hostile, of no known shape or empty.
+        CheckpointError: A source is unreadable, hostile, of no known shape or empty; or ``prompts.json`` is no
+            regular file, or a link out of the zoo.
     """
-    prompts = checkpoint_dir / "prompts.json"
+    prompts = checkpoint_dir / _PROMPTS
     dataset = _dataset_file(texts_dir, path, task)
     if prompts.exists() or prompts.is_symlink():
-        file, source, found = prompts, "prompts.json", read_text_file(prompts, max_bytes=max_bytes)
+        _refuse_strange(checkpoint_dir, path)
+        file, source, found = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
     elif probes_file is not None:
         file, source, found = probes_file, "probes", _read_shared(probes_file, max_bytes)
     elif dataset is not None:
@@ -85,7 +89,7 @@ def read_texts(
         return CheckpointTexts(texts=texts, task="", source="name", files=(), total=1)
     return CheckpointTexts(
         texts=choose_texts(found.texts, path=path, seed=seed, limit=max_texts),
-        task=found.task if source == "prompts.json" else "",
+        task=found.task if source == _PROMPTS else "",
         source=source,
         files=(file,),
         total=len(found.texts),
@@ -109,6 +113,28 @@ def choose_texts(texts: tuple[Text, ...], *, path: str, seed: int, limit: int | 
     stem = f"{seed}\0{path}\0".encode(errors="surrogateescape")
     ranked = sorted(range(1, len(texts)), key=lambda index: blake3(stem + b"%d" % index).digest())
     return tuple(texts[index] for index in [0, *sorted(ranked[: limit - 1])])
+
+
+def _refuse_strange(checkpoint_dir: Path, path: str) -> None:
+    """Refuse what must not be opened: a FIFO may hang, a link may lead to any file of this machine."""
+    directory = checkpoint_dir.resolve()
+    fault = file_fault(directory / _PROMPTS, _zoo_of(directory, path))
+    if fault:
+        do = "Put a regular file in its place, or remove it."
+        raise CheckpointError("texts are not read", where=_PROMPTS, got=fault, do=do)
+
+
+def _zoo_of(directory: Path, path: str) -> Path:
+    """The zoo's root: a checkpoint's directory, resolved, less its path within the zoo.
+
+    The last component of the path is no directory where the adapter is a file among others (``dataset/3``).
+    """
+    below = PurePosixPath(path).parts
+    if not (directory / WEIGHTS).exists() or directory.parts[-1:] != below[-1:]:
+        below = below[:-1]
+    root = directory.parts[: len(directory.parts) - len(below)]
+    # A path that is not the directory's: then links stay within the directory.
+    return Path(*root) if root + below == directory.parts else directory
 
 
 def _dataset_file(texts_dir: Path | None, path: str, task: str) -> Path | None:

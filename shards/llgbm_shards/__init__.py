@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LlgbmError,
         LockedError,
         PlanError,
+        RepairError,
         StorageError,
         UsageError,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "LockedError",
     "Module",
     "PlanError",
+    "RepairError",
     "Sample",
     "ShardSet",
     "StorageError",

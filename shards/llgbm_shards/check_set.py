@@ -26,7 +26,7 @@ from llgbm_shards.index import INDEX_NAME
 from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.set_files import check_extra, check_files, check_presence, finding_of, identify, read_twice
-from llgbm_shards.shardset import ShardSet, read_record
+from llgbm_shards.shardset import ShardSet
 
 Progress = Callable[[int], None]
 _DAY_S: Final = 86_400
@@ -97,42 +97,43 @@ class _Check:
 
     def run(self, expect_digest: str | None) -> CheckReport:
         try:
-            record = read_twice(lambda: read_record(self.root), RECORD_NAME, self.findings)
+            opened = read_twice(lambda: ShardSet(self.root), RECORD_NAME, self.findings)
         except LlgbmError as error:
             self.findings.append(finding_of(error, RECORD_NAME))
             return self._report(None)
+        record = opened.record
         if expect_digest is not None and record.digest != expect_digest:
             what = f"another set than expected: expected digest {expect_digest}, got {record.digest}"
             self.findings.append(Finding(shard=RECORD_NAME, what=what))
         self.findings += check_files(self.root, record)
         presence, extra = check_presence(self.root, record)
         self.findings += presence
-        self.findings += [
-            check_extra(self.root, path, record, read=self.level != "quick") for path in extra
-        ]
-        opened = self._index(record)
+        self.findings += [check_extra(self.root, path, record, read=self.level != "quick") for path in extra]
+        sound_index = self._index(opened)
         if self.level != "quick":
-            self._scan(record, opened)
+            self._scan(record, opened if sound_index else None)
         return self._report(record)
 
-    def _index(self, record: CommitRecord) -> ShardSet | None:
-        """The set opened with a sound index, else None."""
+    def _index(self, opened: ShardSet) -> bool:
+        """Whether the index can be used; what is wrong with it is noted."""
         if any(finding.shard == INDEX_NAME and finding.kind != "transient" for finding in self.findings):
-            return None
+            return False
         try:
-            opened = ShardSet(self.root)
-            self.findings += _index_fits(record, opened.index(["key", "shard", "split"]))
-            for shard in record.shards[:1]:
-                next(opened.shard_extents(shard.name))
+            self.findings += _index_fits(opened.record, opened.index(["key", "shard", "split"]))
+            _ = opened.places  # Parsed here once; the threads share it.
         except LlgbmError as error:
             self.findings.append(finding_of(error, INDEX_NAME))
-            return None
-        return opened
+            return False
+        return True
 
     def _scan(self, record: CommitRecord, opened: ShardSet | None) -> None:
         """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""
         deep = DeepCheck(opened) if self.level == "deep" and opened is not None else None
-        gone = {finding.shard for finding in self.findings if finding.what.startswith(("missing", "not a regular"))}
+        gone = {
+            finding.shard
+            for finding in self.findings
+            if finding.what.startswith(("missing", "not a regular"))
+        }
         present = [shard for shard in record.shards if shard.name not in gone]
 
         def scan(shard: ShardEntry) -> ShardScan:

@@ -5,6 +5,7 @@
     |  `- PlanError            ... because of what was found in the zoo                exit code 2
     |- CheckpointError         one checkpoint cannot be packed; it is skipped, listed  exit code 1
     |- HeaderError             a safetensors or npy header is not what the format allows
+    |- RepairError             a file of a set cannot be put back as it was            exit code 1
     |- DamageError             bytes of a shard set are not the bytes that were written  exit code 1
     `- StorageError            the work could not be done: I/O, missing backend        exit code 3
        |- LockedError          another process works on the same output
@@ -67,6 +68,10 @@ class CheckpointError(LlgbmError):
 
 class HeaderError(LlgbmError):
     """A safetensors or npy header breaks its format or this project's limits."""
+
+
+class RepairError(LlgbmError):
+    """A file of a set cannot be put back as it was: a source changed, or nothing proves what it was."""
 
 
 class DamageError(LlgbmError):

@@ -9,10 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llgbm_shards.errors import DamageError
+from llgbm_shards.canonical import dump_json, load_json
+from llgbm_shards.errors import DamageError, HeaderError
 
 INDEX_NAME = "index.parquet"
 _ROW_GROUP = 1 << 16
+_ABOUT = "llgbm-shards"
+_MAX_ABOUT_BYTES = 64 << 20
 
 
 def index_schema(fields: Sequence[str]) -> pa.Schema:
@@ -40,17 +43,41 @@ def index_schema(fields: Sequence[str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
-def encode_index(rows: Mapping[str, Sequence[Any]], fields: Sequence[str]) -> bytes:
+def encode_index(
+    rows: Mapping[str, Sequence[Any]], fields: Sequence[str], about: Mapping[str, Any] | None = None
+) -> bytes:
     """Parquet bytes of the index, equal for equal rows and equal pyarrow.
 
     Args:
         rows: Column name -> values, all of one length.
         fields: Member fields of the set, in member order.
+        about: What the commit record says besides its lists of files: a copy, from which a lost record is restored.
     """
     table = pa.table(dict(rows), schema=index_schema(fields))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, store_schema=False)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP)
+        if about is not None:
+            writer.add_key_value_metadata({_ABOUT: dump_json(dict(about)).decode()})
     return sink.getvalue()
+
+
+def index_about(data: bytes) -> dict[str, Any]:
+    """The copy of the commit record's fields that an index carries.
+
+    Raises:
+        DamageError: It is not readable, or carries none.
+    """
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+        about = load_json(metadata[_ABOUT.encode()], where=INDEX_NAME, max_bytes=_MAX_ABOUT_BYTES)
+        if not isinstance(about, dict) or not isinstance(about.get("members"), list):
+            raise HeaderError("not a commit record", where=INDEX_NAME)
+        return about
+    except (pa.ArrowException, OSError, ValueError, KeyError, HeaderError) as error:
+        raise DamageError(
+            "carries no copy of the record's fields", shard=INDEX_NAME, got=str(error)
+        ) from error
 
 
 def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -71,7 +98,11 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
                 got=f"{file.schema_arrow.names}",
             )
         table = file.read(columns=wanted).cast(pa.schema([schema.field(name) for name in wanted]))
-    except (pa.ArrowException, OSError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: nulls that the schema forbids, bad UTF-8
         raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
     for name in wanted:
         if table.column(name).null_count:

@@ -65,6 +65,14 @@ class CommitRecord:
     def to_json(self) -> dict[str, Any]:
         """All fields but the digest."""
         return {
+            **self.about(),
+            "shards": [_row(entry) for entry in self.shards],
+            "files": [_row(entry) for entry in self.files],
+        }
+
+    def about(self) -> dict[str, Any]:
+        """All fields but the lists of files and the digest; the index carries a copy, so that they can be restored."""
+        return {
             "format": FORMAT,
             "options": self.options,
             "dtype": self.layout.dtype,
@@ -75,8 +83,6 @@ class CommitRecord:
             "modules": [module.to_json() for module in self.layout.modules],
             "texts": self.texts,
             "delta_width": self.delta_width,
-            "shards": [_row(entry) for entry in self.shards],
-            "files": [_row(entry) for entry in self.files],
         }
 
     def to_bytes(self) -> bytes:
@@ -123,6 +129,22 @@ def parse_record(data: bytes) -> CommitRecord:
         raise DamageError(
             f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
         ) from error
+
+
+def record_of(
+    about: dict[str, Any], shards: Iterable[ShardEntry], files: Iterable[FileEntry]
+) -> CommitRecord:
+    """The record of a set, from what :meth:`CommitRecord.about` gave and the lists of its files.
+
+    Raises:
+        DamageError: A field is missing or impossible.
+    """
+    fields = {
+        **about,
+        "shards": [_row(entry) for entry in shards],
+        "files": [_row(entry) for entry in sorted(files, key=lambda entry: entry.name)],
+    }
+    return parse_record(dump_json({**fields, "digest": blake3_hex(dump_json(fields))}))
 
 
 def shard_digest(members: Iterable[tuple[str, int, str]]) -> str:

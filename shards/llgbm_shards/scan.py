@@ -189,7 +189,9 @@ class _Scanner:
 
     def _found(self, what: str, kind: Kind = "damage", extent: MemberExtent | None = None) -> None:
         key, member = (extent.key, SUFFIX[extent.field]) if extent else ("", "")
-        self.scan.findings.append(Finding(shard=self.entry.name, key=key, member=member, what=what, kind=kind))
+        self.scan.findings.append(
+            Finding(shard=self.entry.name, key=key, member=member, what=what, kind=kind)
+        )
 
 
 def _problems(extent: MemberExtent, head: bytes, digest: str, count: int, pad: bytes) -> Iterable[str]:

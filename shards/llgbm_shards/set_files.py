@@ -31,7 +31,9 @@ def finding_of(error: LlgbmError, shard: str) -> Finding:
     key, member = (error.key, error.member) if isinstance(error, DamageError) else ("", "")
     facts = [f"expected {error.expected}" if error.expected else "", f"got {error.got}" if error.got else ""]
     what = error.what + (": " if any(facts) else "") + ", ".join(fact for fact in facts if fact)
-    return Finding(shard=shard, key=key, member=member, what=f"{what}. {error.do}" if error.do else what, kind=kind)
+    return Finding(
+        shard=shard, key=key, member=member, what=f"{what}. {error.do}" if error.do else what, kind=kind
+    )
 
 
 def read_twice(read: Callable[[], T], name: str, findings: list[Finding]) -> T:
@@ -43,7 +45,8 @@ def read_twice(read: Callable[[], T], name: str, findings: list[Finding]) -> T:
     try:
         return read()
     except LlgbmError as error:
-        time.sleep(_RETRY_S)
+        if isinstance(error, StorageError):
+            time.sleep(_RETRY_S)
         value = read()
         what = f"right when it was read again; the first time {finding_of(error, name).what}"
         findings.append(Finding(shard=name, what=what, kind="transient"))
@@ -106,7 +109,7 @@ def check_presence(root: Path, record: CommitRecord) -> tuple[list[Finding], lis
 
 
 def _extra(root: Path, record: CommitRecord) -> Iterator[Path]:
-    known = {entry.name for entry in (*record.shards, *record.files)}
+    known = {entry.name for entry in record.shards} | {entry.name for entry in record.files}
     for path in sorted(root.iterdir()):
         if path.name not in known and (path.suffix == ".tar" or path.name.startswith(TEMPORARY)):
             yield path

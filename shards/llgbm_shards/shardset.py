@@ -138,7 +138,7 @@ class ShardSet:
 
     def extents(self, sample: str | int) -> list[MemberExtent]:
         """The members of one sample, in tar order."""
-        row = self._places.slice(self.number(sample), 1).to_pylist()[0]
+        row = self.places.slice(self.number(sample), 1).to_pylist()[0]
         return row_extents(row, self.record.members)
 
     def shard_extents(self, shard: str) -> Iterator[list[MemberExtent]]:
@@ -149,7 +149,7 @@ class ShardSet:
         """
         first, entry = self._first_sample[shard]
         end = 0
-        for row in self._places.slice(first, entry.samples).to_pylist():
+        for row in self.places.slice(first, entry.samples).to_pylist():
             extents = row_extents(row, self.record.members)
             sound = row["shard"] == shard and row["offset"] == end and KEY.fullmatch(row["key"])
             if not sound or any(not 0 <= extent.size <= ustar.MAX_MEMBER_BYTES for extent in extents):
@@ -165,8 +165,8 @@ class ShardSet:
             )
 
     @functools.cached_property
-    def _places(self) -> pa.Table:
-        """Where everything stands; kept, since parsing it costs more than reading a sample."""
+    def places(self) -> pa.Table:
+        """Where every member stands (key, shard, offset, sizes, digests); parsed once."""
         parts = ("size", "blake3", "xxh3_64")
         columns = [f"{field}.{part}" for field in self.record.members for part in parts]
         table = self.index(["key", "shard", "offset", *columns])

@@ -68,6 +68,14 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and the parents it lacks, all of them durable: a name is, once its own parent is synced."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        fsync_directory(directory.parent)
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[int]:
     """A file that appears under its name whole and durable, or not at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,38 @@ def test_max_texts_reports_how_many_there_were(checkpoint):
     write(checkpoint / "prompts.json", [str(index) for index in range(2000)])
     assert (len(read(checkpoint).texts), read(checkpoint).total) == (1024, 2000)
     assert len(read(checkpoint, max_texts=None).texts) == 2000
+
+
+def test_a_fifo_is_refused_without_being_opened(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.open", lambda *args: pytest.fail("opened"))
+    os.mkfifo(checkpoint / "prompts.json")
+    with pytest.raises(CheckpointError, match="a FIFO"):
+        read(checkpoint)
+    (checkpoint / "prompts.json").unlink()
+    os.mkfifo(tmp_path / "ARC-c.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read(checkpoint, texts_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read(checkpoint, probes_file=tmp_path / "ARC-c.json")
+
+
+def test_a_link_out_of_the_zoo_is_not_followed(checkpoint, tmp_path):
+    write(tmp_path / "secret.json", ["secret"])
+    (checkpoint / "adapter_model.safetensors").touch()
+    (checkpoint / "prompts.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(CheckpointError, match="a link out of the zoo"):
+        read(checkpoint)
+    with pytest.raises(CheckpointError, match="a link out of the zoo"):
+        read_texts(checkpoint, path="ARC-c/run1/7")  # an adapter that is a file among others
+    with pytest.raises(CheckpointError, match="a link out of the zoo"):
+        read_texts(checkpoint, path="elsewhere")
+
+
+def test_a_link_within_the_zoo_is_followed(checkpoint, tmp_path):
+    write(tmp_path / "zoo" / "shared.json", ["shared"])
+    (checkpoint / "prompts.json").symlink_to("../../shared.json")
+    with pytest.raises(CheckpointError, match="a link out of the zoo"):
+        read(checkpoint)  # no adapter of its own: ARC-c/run1 would be a file of zoo/ARC-c
+    (checkpoint / "adapter_model.safetensors").touch()
+    assert read(checkpoint).texts == (Text("shared", ""),)
+    assert read_texts(checkpoint, path="ARC-c/run1/7").texts == (Text("shared", ""),)

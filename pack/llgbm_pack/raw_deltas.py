@@ -1,0 +1,223 @@
+"""Deltas for the raw datasets: joined once, verified once, then read one at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.deltas import DeltaCache
+from llgbm_pack.join import Match, join_deltas
+from llgbm_shards.errors import CheckpointError, UsageError
+
+Maps = Sequence[tuple[str, str]]
+
+
+class DeltaSource:
+    """A delta cache to read from.
+
+    Args:
+        cache: A ``DeltaCache``, its directory, or any object whose ``get_all_deltas()`` gives arrays by path.
+
+    Raises:
+        UsageError: It is none of these, or has no manifest it can be read by.
+        StorageError: It cannot be read.
+    """
+
+    def __init__(self, cache: object) -> None:
+        opened = DeltaCache(cache) if isinstance(cache, (str, os.PathLike)) else cache
+        self._arrays: dict[str, NDArray[Any]] | None = None
+        self._cache = opened if isinstance(opened, DeltaCache) else None
+        if isinstance(opened, DeltaCache):
+            self.entries = opened.entries()
+            return
+        if not hasattr(opened, "get_all_deltas"):
+            raise UsageError(
+                "not a delta cache",
+                where="delta_cache",
+                expected="a DeltaCache or its directory",
+                got=repr(cache)[:80],
+            )
+        self._arrays = {os.fspath(path): delta for path, delta in opened.get_all_deltas().items()}
+        self.entries = tuple(
+            DeltaEntry(key=path, name="", path=path, file=Path(path)) for path in self._arrays
+        )
+
+    def load(self, entry: DeltaEntry) -> NDArray[np.float32]:
+        """One delta, (hidden,) float32.
+
+        Raises:
+            CheckpointError: It is absent, damaged or not the one the manifest describes.
+        """
+        if self._arrays is None:
+            return entry.load().array
+        array = np.array(self._arrays[entry.path], np.float32)
+        if array.ndim != 1 or not np.isfinite(array).all():
+            got = f"shape {array.shape}"
+            raise CheckpointError(
+                "not a delta", where=entry.path, expected="(hidden,) finite floats", got=got
+            )
+        return array
+
+    def tensor(self, entry: DeltaEntry) -> Tensor:
+        """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
+        return torch.tensor(self.load(entry))
+
+    def own_width(self) -> int:
+        """The width of the cache's deltas, whomever they belong to; 0 when it knows none.
+
+        Raises:
+            CheckpointError: The base activation, asked for want of a delta, is damaged.
+        """
+        for entry in self.entries:
+            if entry.width:
+                return entry.width
+            try:
+                return len(self.load(entry))
+            except CheckpointError:
+                continue  # its owner, if it has one, is told why
+        base = self._cache.get_base_activation() if self._cache else None
+        return 0 if base is None else base.shape[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinedDeltas:
+    """Which delta belongs to which checkpoint.
+
+    Attributes:
+        source: Where the deltas are.
+        entries: The delta of each checkpoint that has a sound one, by its path.
+        faults: Why the delta of a checkpoint cannot be used, by its path.
+        width: Width of the deltas; 0 when neither they nor the cache tell.
+    """
+
+    source: DeltaSource
+    entries: dict[str, DeltaEntry]
+    faults: dict[str, str]
+    width: int
+
+    def why_none(self, path: str) -> str:
+        """Why a checkpoint has no delta."""
+        return self.faults.get(path, "no delta in the cache")
+
+    def zeros(self) -> Tensor:
+        """What stands for a missing delta, (hidden,) float32.
+
+        Raises:
+            UsageError: The width is not known.
+        """
+        if not self.width:
+            raise UsageError(
+                "the width of a missing delta is not known",
+                where="delta_cache",
+                expected="a delta or a base activation in the cache",
+                got="neither",
+                do="Compute the deltas first, or leave out checkpoints without one (require_delta=True).",
+            )
+        return torch.zeros(self.width)
+
+
+def join_verified(
+    source: DeltaSource,
+    checkpoints: Sequence[str],
+    *,
+    zoo_root: str | os.PathLike[str],
+    wanted: Sequence[str] | None = None,
+    maps: Maps = (),
+) -> JoinedDeltas:
+    """Join checkpoints with deltas as a build does, and read each joined delta once to verify it; none is kept.
+
+    Args:
+        source: The deltas.
+        checkpoints: Paths relative to ``zoo_root``, each once: all that are known of, for each claims its own delta.
+        zoo_root: The zoo.
+        wanted: Those to find deltas for; all by default.
+        maps: (old, new) prefixes to rewrite in the cache's paths.
+
+    Raises:
+        UsageError: A checkpoint with two candidates, deltas of two base models, or no width that most of them share.
+    """
+    joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
+    asked = set(checkpoints if wanted is None else wanted)
+    _refuse_ambiguous([row for row in joined.ambiguous if row[0] in asked])
+    matches = {path: match for path, match in joined.matches.items() if path in asked}
+    _refuse_mixed(matches)
+    widths: dict[str, int] = {}
+    faults: dict[str, str] = {}
+    for path, match in matches.items():
+        try:
+            widths[path] = len(source.load(match.entry))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    width = _common_width(widths) or source.own_width()
+    for path, own in widths.items():
+        if own != width:
+            faults[path] = f"delta of another width than most: expected {width}, got {own}"
+    sound = {path: match.entry for path, match in matches.items() if path not in faults}
+    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width)
+
+
+class LazyDeltas(Mapping[str, NDArray[np.float32]]):
+    """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
+
+    def __init__(self, source: DeltaSource, entries: Mapping[str, DeltaEntry]) -> None:
+        self._source = source
+        self._entries = dict(entries)
+
+    def __getitem__(self, path: str) -> NDArray[np.float32]:
+        return self._source.load(self._entries[path])
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._entries  # Mapping's own would read the file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None:
+    if ambiguous:
+        rows = [
+            f"{path}: " + " or ".join(f"{entry.key} ({entry.path})" for entry in found)
+            for path, found in ambiguous
+        ]
+        raise UsageError(
+            f"{len(rows)} checkpoints with more than one delta that could be theirs",
+            where="delta_cache",
+            got="\n  " + "\n  ".join(rows),
+            do="\nRewrite the cache's paths with maps=[(old, new)], or remove the wrong entries.",
+        )
+
+
+def _refuse_mixed(matches: Mapping[str, Match]) -> None:
+    """Deltas of two base models are not comparable."""
+    models = Counter(match.entry.base_model for match in matches.values())
+    if len(models) > 1:
+        raise UsageError(
+            "deltas of more than one base model",
+            where="delta_cache",
+            expected="one base model",
+            got=", ".join(f"{model or '(unknown)'}: {count}" for model, count in models.most_common()),
+            do="Use one folder of checkpoints, or one cache, per base model.",
+        )
+
+
+def _common_width(widths: Mapping[str, int]) -> int:
+    counts = Counter(widths.values()).most_common(2)
+    if len(counts) == 2 and counts[0][1] == counts[1][1]:
+        got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"
+        raise UsageError(
+            "no width that most deltas share", where="delta_cache", expected="one width", got=got
+        )
+    return counts[0][0] if counts else 0

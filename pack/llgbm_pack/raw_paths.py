@@ -1,0 +1,145 @@
+"""Which checkpoint each item of a foreign dataset is: asked of the dataset, without reading its items if possible."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Final
+
+from torch.utils.data import Subset
+
+from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
+from llgbm_pack.survey import Skip
+from llgbm_shards.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+#: Attributes that hold one checkpoint an item, in the order in which they are tried.
+_LISTS: Final = ("valid_checkpoints", "checkpoint_paths", "checkpoints", "samples")
+_METHOD: Final = "get_checkpoint_path"
+#: Where an item, or an entry of such a list, keeps its path.
+_KEYS: Final = ("checkpoint_path", "path", "adapter_path", "checkpoint")
+#: A path may name the weights file in place of the checkpoint.
+_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+#: Of (tokens, condition, checkpoint_path).
+_PLACE: Final = 2
+
+
+class ItemDeltas:
+    """The deltas of a base dataset's items.
+
+    Paths come from the base dataset's ``get_checkpoint_path(idx)``, ``valid_checkpoints``, ``checkpoint_paths``,
+    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Only when it has none of them its
+    items are read, all of them, when a path is first needed.
+
+    Args:
+        base: The base dataset.
+        source: The deltas.
+    """
+
+    def __init__(self, base: Any, source: DeltaSource) -> None:
+        self._base = base
+        self._source = source
+        self._paths: list[str | None] | None = known_paths(base)
+        self._joined: JoinedDeltas | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the paths are known without reading items."""
+        return self._paths is not None
+
+    @property
+    def paths(self) -> list[str | None]:
+        """Path of each item; None where it has none.
+
+        Raises:
+            UsageError: Neither the dataset nor its items tell.
+        """
+        if self._paths is None:
+            self._paths = read_paths(self._base)
+        return self._paths
+
+    @property
+    def joined(self) -> JoinedDeltas:
+        """The joined deltas, by :func:`plain_path`.
+
+        Raises:
+            UsageError: As :func:`~llgbm_pack.raw_deltas.join_verified`.
+        """
+        if self._joined is None:
+            plain = dict.fromkeys(plain_path(path) for path in self.paths if path)
+            self._joined = join_verified(self._source, list(plain), zoo_root=".")
+        return self._joined
+
+    def entry(self, idx: int) -> DeltaEntry | None:
+        """The delta of an item, None when it has none."""
+        path = self.paths[idx]
+        return self.joined.entries.get(plain_path(path)) if path else None
+
+    def missing(self) -> list[Skip]:
+        """Items without a delta, by path (``item N`` without one), with the reason."""
+        rows: list[Skip] = []
+        for idx, path in enumerate(self.paths):
+            if self.entry(idx) is None:
+                plain = plain_path(path) if path else ""
+                reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
+                rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
+        return rows
+
+
+def known_paths(base: Any) -> list[str | None] | None:
+    """Paths of all items as the dataset itself tells them, None when it does not."""
+    count = len(base)
+    if isinstance(base, Subset):
+        whole = known_paths(base.dataset)
+        return None if whole is None else [whole[idx] for idx in base.indices]
+    if callable(getattr(base, _METHOD, None)):
+        return [_path_of(base.get_checkpoint_path(idx)) for idx in range(count)]
+    for name in _LISTS:
+        listed = getattr(base, name, None)
+        if isinstance(listed, Sequence) and len(listed) == count:
+            paths = [_path_of(item) for item in listed]
+            if any(paths) or not count:
+                return paths
+    return None
+
+
+def read_paths(base: Any) -> list[str | None]:
+    """Paths of all items from the items themselves; the first tells whether they have any.
+
+    Raises:
+        UsageError: They do not.
+    """
+    count = len(base)
+    if count and path_in(base[0]) is None:
+        raise UsageError(
+            "the base dataset does not tell its checkpoints",
+            where=type(base).__name__,
+            expected=f"{_METHOD}(idx), a list {', '.join(_LISTS[1:])}, or (tokens, condition, path) items",
+            got="none of them",
+        )
+    _LOG.warning(
+        "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
+    )
+    return [path_in(base[idx]) for idx in range(count)]
+
+
+def path_in(item: Any) -> str | None:
+    """The path in an item: a key of a map, or the third of a tuple."""
+    if isinstance(item, (tuple, list)):
+        return _path_of(item[_PLACE]) if len(item) > _PLACE else None
+    return _path_of(item)
+
+
+def plain_path(path: str) -> str:
+    """A checkpoint's path without the name of its weights or config."""
+    pure = PurePath(path)
+    return str(pure.parent if pure.name in _FILES else pure)
+
+
+def _path_of(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _KEYS if value.get(key)), None)
+    return os.fspath(value) or None if isinstance(value, (str, os.PathLike)) else None

@@ -1,0 +1,204 @@
+"""repair: put back what of a set is damaged or missing, to the bit, or say what keeps it from being put back."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llgbm_pack.lock import builder_lock
+from llgbm_pack.packer import TOKENIZER_DIRECTORY
+from llgbm_pack.repair_files import (
+    restore_index,
+    restore_record,
+    restore_skipped,
+    restore_tokenizer,
+    skipped_checkpoints,
+)
+from llgbm_pack.repair_options import RepairOptions
+from llgbm_pack.repair_shards import ShardRestorer
+from llgbm_pack.shard_record import PACK_DIRECTORY
+from llgbm_shards.check_set import check
+from llgbm_shards.errors import DamageError, RepairError, StorageError, UsageError
+from llgbm_shards.findings import CheckReport, Finding
+from llgbm_shards.index import INDEX_NAME
+from llgbm_shards.record import RECORD_NAME, CommitRecord
+from llgbm_shards.shardset import ShardSet, read_record
+from llgbm_shards.storage import remove_temporary, storage_errors
+
+_PLAN_NAME = "plan.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that was not put back, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairReport:
+    """Result of a repair.
+
+    Attributes:
+        out: The set, as the user named it.
+        digest: Digest of the commit record; "" when that could not be put back.
+        restored: Files put back, each with the digest it had.
+        refused: Files that are still damaged or missing.
+        left: What a repair does not touch: files that are not of the set.
+        seconds: Wall time.
+    """
+
+    out: str
+    digest: str
+    restored: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+    left: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0: the set is sound now; 1: something is left that is not."""
+        return int(bool(self.refused or self.left))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``--format json`` prints it."""
+        return asdict(self)
+
+
+def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport:
+    """Put back the damaged and missing files of a set; sound files are never written.
+
+    Args:
+        options: The set, and the sources it was packed from.
+        say: Told what is being done.
+
+    Raises:
+        UsageError: The set is unfinished, or is not the expected one.
+        StorageError: The set cannot be read or written, or is locked.
+    """
+    start = time.monotonic()
+    if not options.out.is_dir():
+        raise StorageError("no such directory", where=str(options.out))
+    if (options.out / PACK_DIRECTORY / _PLAN_NAME).exists():
+        raise UsageError(
+            "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."
+        )
+    with builder_lock(options.out / PACK_DIRECTORY):
+        try:
+            with storage_errors(options.out):
+                for directory in (options.out, options.out / TOKENIZER_DIRECTORY):
+                    if directory.is_dir():
+                        remove_temporary(directory)
+            run = _Repair(options, say)
+            run.run()
+        finally:
+            shutil.rmtree(options.out / PACK_DIRECTORY)
+    return RepairReport(
+        out=str(options.out),
+        digest=run.digest,
+        restored=tuple(run.restored),
+        refused=tuple(run.refused),
+        left=tuple(run.left),
+        seconds=time.monotonic() - start,
+    )
+
+
+class _Repair:
+    """The state of one repair."""
+
+    def __init__(self, options: RepairOptions, say: Say) -> None:
+        self._options, self._say = options, say
+        self.digest = ""
+        self.restored: list[str] = []
+        self.refused: list[Refusal] = []
+        self.left: list[Finding] = []
+
+    def run(self) -> None:
+        record = self._record()
+        if record is None:
+            return
+        self.digest = record.digest
+        self._say(f"checking {len(record.shards)} shards")
+        report = check(self._options.out, level="full")
+        damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
+        self._tokenizer(record, damaged)
+        index_sound = INDEX_NAME not in damaged
+        restorer = self._restorer(record, index_sound)
+        for entry in (entry for entry in record.shards if entry.name in damaged):
+            self._say(f"packing {entry.name} again")
+            self._attempt(entry.name, lambda entry=entry: restorer.restore(entry))  # type: ignore[misc]
+        if not index_sound:
+            self._index(record)
+        if "skipped.json" in damaged:
+            self._skipped(record, restorer)
+        self._leftovers(report, record)
+
+    def _record(self) -> CommitRecord | None:
+        try:
+            record = read_record(self._options.out)
+        except DamageError:
+            found: list[CommitRecord] = []
+            self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
+            return found[0] if found else None
+        if self._options.expect_digest not in (None, record.digest):
+            raise UsageError(
+                "another set than expected",
+                where=str(self._options.out),
+                expected=f"digest {self._options.expect_digest}",
+                got=record.digest,
+            )
+        return record
+
+    def _tokenizer(self, record: CommitRecord, damaged: set[str]) -> None:
+        entries = [
+            entry for entry in record.files if entry.name in damaged and entry.name.startswith("tokenizer/")
+        ]
+        if entries:
+            names = ", ".join(entry.name for entry in entries)
+            self._attempt(names, lambda: restore_tokenizer(self._options, entries))
+
+    def _restorer(self, record: CommitRecord, index_sound: bool) -> ShardRestorer:
+        if not index_sound:
+            return ShardRestorer(self._options, record, None, ())
+        rows = ShardSet(self._options.out).index().to_pylist()
+        known = [row["checkpoint"] for row in rows] + skipped_checkpoints(self._options.out)
+        return ShardRestorer(self._options, record, rows, known)
+
+    def _index(self, record: CommitRecord) -> None:
+        broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}
+        if broken:
+            reason = (
+                f"it can only be rebuilt from sound shards, and these are not: {', '.join(sorted(broken))}"
+            )
+            self.refused.append(Refusal(INDEX_NAME, reason))
+        else:
+            self._attempt(INDEX_NAME, lambda: restore_index(self._options.out, record))
+
+    def _skipped(self, record: CommitRecord, restorer: ShardRestorer) -> None:
+        if any(refusal.name == INDEX_NAME for refusal in self.refused):
+            self.refused.append(Refusal("skipped.json", f"it can only be rebuilt with {INDEX_NAME}"))
+            return
+        packed = set(ShardSet(self._options.out).index(["checkpoint"]).column("checkpoint").to_pylist())
+        self._attempt("skipped.json", lambda: restore_skipped(self._options, record, restorer, packed))
+
+    def _attempt(self, name: str, restore: Callable[[], object]) -> None:
+        """Restore a file; what keeps it from being restored is noted, and the others are gone on with."""
+        try:
+            restore()
+        except (RepairError, UsageError) as error:
+            self.refused.append(Refusal(name, str(error)))
+        else:
+            self.restored.append(name)
+
+    def _leftovers(self, report: CheckReport, record: CommitRecord) -> None:
+        ours = {entry.name for entry in record.shards} | {entry.name for entry in record.files}
+        self.left = [
+            finding
+            for finding in report.findings
+            if finding.shard not in ours and finding.shard != RECORD_NAME and finding.kind != "transient"
+        ]
