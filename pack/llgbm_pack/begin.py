@@ -29,8 +29,9 @@ def begin(plan: Plan) -> None:
         StorageError: Something cannot be written.
     """
     out = plan.context.out
-    for directory in (out, out / PACK_DIRECTORY):
-        remove_temporary(directory)
+    with storage_errors(out):
+        for directory in (out, out / PACK_DIRECTORY):
+            remove_temporary(directory)
     tokenizer = _tokenizer_files(plan.options.text_tokenizer)
     now = _description(plan, tokenizer)
     path = out / PACK_DIRECTORY / PLAN_NAME

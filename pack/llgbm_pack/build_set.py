@@ -161,7 +161,8 @@ def _no_leftovers(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):  # The output itself may be gone: that is another error.
+        # The output itself may be gone: that is another error.
+        with storage_errors(out), contextlib.suppress(FileNotFoundError):
             remove_temporary(out)
             remove_temporary(out / PACK_DIRECTORY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,6 +80,8 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
         CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.
     """
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise CheckpointError("the delta is not a regular file", where=file.name)
         with file.open("rb") as handle:
             data = handle.read(MAX_DELTA_BYTES + 1)
     except OSError as error:

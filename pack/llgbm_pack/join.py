@@ -39,6 +39,7 @@ from llgbm_pack.delta_manifest import DeltaEntry
 Parts = tuple[str, ...]
 
 _WEIGHT_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+_WEIGHTS_SUFFIX: Final = ".safetensors"
 _WRAPPER: Final = "adapter"
 _LISTED: Final = 16
 _ENOUGH: Final = 2
@@ -237,7 +238,11 @@ def _parts(path: str) -> Parts:
 
 
 def _rewrite(parts: Parts, maps: Sequence[tuple[str, str]]) -> Parts:
-    parts = parts[:-1] if parts[-1:] and parts[-1] in _WEIGHT_FILES else parts
+    if parts[-1:] and parts[-1] in _WEIGHT_FILES:
+        parts = parts[:-1]
+    elif parts[-1:] and parts[-1].endswith(_WEIGHTS_SUFFIX):
+        # A checkpoint that is one file, as in ``{dataset}/{N}.safetensors``, is called by its path without the suffix.
+        parts = (*parts[:-1], parts[-1].removesuffix(_WEIGHTS_SUFFIX))
     for old, new in maps:
         prefix = _parts(old)
         if parts[: len(prefix)] == prefix:

@@ -35,14 +35,17 @@ def builder_lock(directory: Path) -> Iterator[None]:
     with storage_errors(directory):
         fd = _open_current(directory / LOCK_NAME)
     try:
-        _acquire(fd, directory)
+        with storage_errors(directory / LOCK_NAME):
+            _acquire(fd, directory)
         try:
             _wait_for_workers(directory)
             yield
         finally:
-            os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):  # A name that stays is no more than what a death leaves.
+                os.ftruncate(fd, 0)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def refuse_locked(directory: Path) -> None:
@@ -51,16 +54,17 @@ def refuse_locked(directory: Path) -> None:
     Raises:
         LockedError: Another process holds the lock.
     """
-    try:
-        fd = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _locked(directory, _holder(fd)) from error
-    finally:
-        os.close(fd)
+    with storage_errors(directory / LOCK_NAME):
+        try:
+            fd = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _locked(directory, _holder(fd)) from error
+        finally:
+            os.close(fd)
 
 
 def take_worker_lock(directory: Path) -> None:
@@ -135,7 +139,11 @@ def _locked(directory: Path, holder: dict[str, Any]) -> LockedError:
 def _wait_for_workers(directory: Path) -> None:
     """Workers of a killed builder notice its death and end; until then they may still write."""
     with storage_errors(directory / WORKERS_NAME):
-        fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _flock_alone(directory)
+
+
+def _flock_alone(directory: Path) -> None:
+    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
     try:
         while True:

@@ -12,6 +12,7 @@ from llgbm_pack.shard_writer import PackedSample, write_shard
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import CheckpointError
 from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.storage import storage_errors
 
 #: Called after each checkpoint with the bytes its weights file had (0 when it was skipped).
 OnSample = Callable[[int], None]
@@ -33,12 +34,14 @@ class ShardPacker:
         """
         out = self._context.out
         # Should this shard be packed again because an input changed, its old record must not outlive its bytes.
-        record_path(out, job.name).unlink(missing_ok=True)
+        with storage_errors(out / job.name):
+            record_path(out, job.name).unlink(missing_ok=True)
         run = _Run(self._packer, job, self._on_sample)
         expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["body"]
         shard = write_shard(out / job.name, run.samples(), expected_bytes=expected)
         if shard is None:
-            (out / job.name).unlink(missing_ok=True)
+            with storage_errors(out / job.name):
+                (out / job.name).unlink(missing_ok=True)
         ShardRecord(
             name=job.name,
             split=job.split,

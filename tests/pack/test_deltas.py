@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llgbm_pack.delta_file import load_delta, read_delta
+from llgbm_pack.delta_file import load_delta, read_array, read_delta
 from llgbm_pack.delta_lag import LagCorrelation, delta_lag_correlation
 from llgbm_pack.deltas import DeltaCache
 from llgbm_shards.errors import CheckpointError, StorageError, UsageError
@@ -393,3 +393,9 @@ def test_lint_says_nothing_of_a_few():
     assert lag.value == pytest.approx(-1)
     lag.add(np.zeros(16, "<f4"))
     assert lag.pairs == 8, "a zero delta points nowhere"
+
+
+def test_a_fifo_is_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "delta.npy")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_array(tmp_path / "delta.npy", dimensions=1)

@@ -186,3 +186,15 @@ def test_large_zoos_are_joined_in_linear_time(leaf):
     start = time.monotonic()
     join_deltas(checkpoints, zoo_root="zoo", entries=entries)
     assert time.monotonic() - start < 20
+
+
+def test_a_checkpoint_that_is_one_file_joins_a_path_that_names_the_file() -> None:
+    entries = [
+        DeltaEntry(key="a", name="", path="/old/zoo/ARC-c/3.safetensors", file=Path("a.npy")),
+        DeltaEntry(key="b", name="", path="/old/zoo/ARC-c/4.safetensors", file=Path("b.npy")),
+    ]
+    result = join_deltas(["ARC-c/3", "ARC-c/4"], zoo_root="/new/zoo", entries=entries)
+    assert {path: match.entry.key for path, match in result.matches.items()} == {
+        "ARC-c/3": "a",
+        "ARC-c/4": "b",
+    }

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DemoZoo
 from safetensors.torch import load_file
 
+from conftest import DemoZoo
 from llgbm_pack import stats
 from llgbm_pack.build_set import build
 from llgbm_pack.options import PackOptions
