@@ -28,6 +28,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_build.py
 	$(BIN)/python tests/bench/bench_loader.py
 	$(BIN)/python tests/bench/bench_check.py
+	$(BIN)/python tests/bench/bench_open.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,9 +11,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from faults.trace import CALLS, READS, RECORD, TEMPORARY, Call, broken_rules, points, read_trace
-from llgbm_shards import check
+from llgbm_shards import ShardSet, check
 from support.fork_server import Child, Ended, ForkServer, fork_server
 from support.tiny_zoo import tree, write_deltas, write_zoo
 
@@ -123,20 +125,40 @@ class Harness:
             hit = [call.told(out) for call in calls if call.tampered]
             if hit != [point.text]:
                 outcome.problems.append(f"failed elsewhere: {hit}")
-            outcome.problems += self.told_well(ended, codes, committed=(out / RECORD).exists())
+            outcome.problems += told_well(ended, codes, committed=(out / RECORD).exists())
             outcome.problems += [rule for rule in broken_rules(calls, out) if "again after a failure" in rule]
             if point.name not in ("unlink", "unlinkat"):
                 outcome.problems += [f"left behind: {path.name}" for path in leftovers(out)]
             outcome.problems += self.looks(out) + self.resumes(out, *more)
         return outcome
 
-    def told_well(self, ended: Ended, codes: Sequence[int], *, committed: bool) -> list[str]:
-        """What is wrong with how a failed build ended and with what it said."""
-        problems = []
-        if ended.code not in codes and not (ended.code == 0 and committed):
-            problems.append(f"exit code {ended.code}, not {codes}")
-        if "Traceback" in ended.err or (ended.code > 1 and not ended.err.startswith("error: ")):
-            problems.append(f"no plain message: {ended.err[-600:]}")
+    def unread(self, point: Call) -> Outcome:
+        """Let a read of the zoo or the deltas fail: one checkpoint is skipped and named, or nothing is packed."""
+        with self.fresh() as out:
+            ended, calls = self.traced(out, inject=f"{point.name}:error=EIO:when={point.number}")
+            outcome = Outcome(point.text, ended.code)
+            if [call.told(out) for call in calls if call.tampered] != [point.text]:
+                outcome.problems.append("failed elsewhere")
+            outcome.problems += told_well(ended, (1, 2, 3), committed=False)
+            if ended.code == 1:
+                outcome.problems += self.lacks_one(out)
+            elif (out / RECORD).exists():
+                outcome.problems.append("a set was committed")
+            else:
+                outcome.problems += self.resumes(out)
+        return outcome
+
+    def lacks_one(self, out: Path) -> list[str]:
+        """What is wrong with a set that one checkpoint is missing from: the others must be as they always are."""
+        problems = [] if check(out, workers=1).sound else ["not sound"]
+        whole, rows = (_rows(path) for path in (self.root / "unbroken" / "out", out))
+        if not rows.items() <= whole.items() or len(rows) != len(whole) - 1:
+            problems.append(f"{len(rows)} samples, or other samples than in an unbroken build's set")
+        (missing,) = {row[0] for row in whole.values()} - {row[0] for row in rows.values()} or {""}
+        listed = json.loads((out / "skipped.json").read_text())["skipped"]
+        # A directory that cannot be listed is named itself: nobody knows what is in it.
+        if len(listed) != 1 or not f"{missing}/".startswith(f"{listed[0]['checkpoint']}/"):
+            problems.append(f"skipped.json lists {listed}")
         return problems
 
     def looks(self, out: Path) -> list[str]:
@@ -170,6 +192,24 @@ class Harness:
         if beside := [path.name for path in out.parent.iterdir() if path != out]:
             problems.append(f"left beside OUT: {beside}")
         return problems
+
+
+def told_well(ended: Ended, codes: Sequence[int], *, committed: bool) -> list[str]:
+    """What is wrong with how a failed build ended and with what it said."""
+    problems = []
+    if ended.code not in codes and not (ended.code == 0 and committed):
+        problems.append(f"exit code {ended.code}, not {codes}")
+    if "Traceback" in ended.err or (ended.code > 1 and not ended.err.startswith("error: ")):
+        problems.append(f"no plain message: {ended.err[-600:]}")
+    return problems
+
+
+def _rows(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Key -> checkpoint and member digests of every sample of a set."""
+    opened = ShardSet(path)
+    columns = ["key", "checkpoint", *(f"{member}.blake3" for member in opened.record.members)]
+    rows = zip(*(opened.index(columns).column(name).to_pylist() for name in columns), strict=True)
+    return {key: tuple(rest) for key, *rest in rows}
 
 
 def leftovers(out: Path) -> list[Path]:

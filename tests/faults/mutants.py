@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,18 @@ def _shard_record_first() -> None:
     worker.write_shard, worker.ShardRecord.save = write, save_first
 
 
+def _stops_at_its_first_shard() -> None:
+    """No fault: a builder that is busy for as long as a test wants it to be."""
+    write_shard = worker.write_shard
+
+    def write(*args: Any, **options: Any) -> Any:
+        worker.write_shard = write_shard
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return write_shard(*args, **options)
+
+    worker.write_shard = write
+
+
 #: Name -> puts the fault in place.
 MUTANTS: dict[str, Callable[[], None]] = {
     "no temporary name": _no_temporary_name,
@@ -142,4 +155,8 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "shard record first": _shard_record_first,
     "fsync again after a failed one": _fsync_again_after_a_failure,
     "partial file left behind": _left_behind_after_a_failure,
+    "stops at its first shard": _stops_at_its_first_shard,
 }
+
+#: Those that have a fault.
+FAULTY = [name for name in MUTANTS if name != "stops at its first shard"]

@@ -43,7 +43,8 @@ class Call:
         """The call without what differs from run to run."""
         text = re.sub(r"\.tmp-(.+?)-\d+(-[0-9a-f]{8})?(?=[\">])", r".tmp-\1", self.text)
         text = text.replace(str(out.parent), "").replace("/out", "OUT").replace("/.OUT", "/.out")
-        return f"{self.name}({_RESULT.split(text)[0]})"
+        text = re.sub(r'0x[0-9a-f]+|""(\.\.\.)?|\[\.\.\.\]', "_", _RESULT.split(text)[0])
+        return f"{self.name}({text})"
 
     def names(self) -> list[str]:
         """The paths in its arguments."""
