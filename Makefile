@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
 
-.PHONY: run test lint bench clean
+.PHONY: run test faults lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ lint: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Kills, failing calls, full disks, rivals: every one of them, and a table of the outcomes.
+faults: $(VENV)/.installed-dev
+	PYTHONPATH=shards:loader:pack:tests $(BIN)/python -m faults
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

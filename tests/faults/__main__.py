@@ -20,7 +20,9 @@ Campaign = tuple[str, str, Callable[[Path], Iterable[Outcome]]]
 _ROUNDS = 20
 
 
-def _with(run: Callable[[Harness], Iterable[Outcome]], *, overwrite: bool = False) -> Callable[[Path], list[Outcome]]:
+def _with(
+    run: Callable[[Harness], Iterable[Outcome]], *, overwrite: bool = False
+) -> Callable[[Path], list[Outcome]]:
     """A campaign on a harness of its own, with a server of its own."""
 
     def campaign(root: Path) -> list[Outcome]:
@@ -85,12 +87,11 @@ def _table(title: str, promise: str, outcomes: list[Outcome]) -> list[str]:
     rows = defaultdict(list)
     for outcome in outcomes:
         rows[outcome.call.partition("(")[0]].append(outcome)
-    lines = [f"{title:<22} {'':>12} {len(outcomes):>6}   {promise}"]
+    lines = [f"{title:<24}{'':<32}{len(outcomes):>6}   {promise}"]
     for name, group in rows.items():
-        codes = Counter(outcome.code for outcome in group)
-        ends = ", ".join(f"{'killed' if code == -9 else f'exit {code}'} x{n}" for code, n in sorted(codes.items()))
-        good = sum(not outcome.problems for outcome in group)
-        lines.append(f"{'':<22} {name:>12} {len(group):>6}   {ends}; as promised {good}")
+        ends = ", ".join(f"{end} x{count}" for end, count in Counter(one.end for one in group).items())
+        good = sum(not one.problems for one in group)
+        lines.append(f"{'':<24}{name:<32}{len(group):>6}   {ends}; as promised {good}")
     for outcome in outcomes:
         lines += [f"  WRONG {outcome.call}: {problem}" for problem in outcome.problems]
     return lines
@@ -106,7 +107,7 @@ def main() -> int:
             root.mkdir()
             runs.append((title, promise, pool.submit(run, root)))
         total = wrong = 0
-        print(f"{'fault':<22} {'at':>12} {'points':>6}   outcome")
+        print(f"{'fault':<24}{'at':<32}{'points':>6}   outcome")
         for title, promise, future in runs:
             outcomes = list(future.result())
             total, wrong = total + len(outcomes), wrong + sum(bool(outcome.problems) for outcome in outcomes)

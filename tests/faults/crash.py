@@ -31,11 +31,16 @@ class Outcome:
         call: Where it was injected, in words that are the same in every run.
         code: The build's exit code, or minus the signal.
         problems: What is wrong; empty when all is as promised.
+        end: How it ended, in words.
     """
 
     call: str
     code: int
     problems: list[str] = field(default_factory=list)
+    end: str = ""
+
+    def __post_init__(self) -> None:
+        self.end = self.end or ("killed" if self.code == -signal.SIGKILL else f"exit {self.code}")
 
 
 class Harness:

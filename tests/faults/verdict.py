@@ -15,7 +15,9 @@ def caught_by(root: Path, server: ForkServer, mutant: str) -> dict[str, list[str
     harness = Harness(root, server, mutant=mutant)
     points = harness.points()
     # Where the faults show: at the writes of a shard, and around the commit record and what comes after it.
-    shard = [point for point in points if "train-000001.tar" in point.text and point.name in ("writev", "close")]
+    shard = [
+        point for point in points if "train-000001.tar" in point.text and point.name in ("writev", "close")
+    ]
     commit = [point for point in points if "shardset.json" in point.text and point.name == "rename"]
     around = [points[points.index(point) + 1] for point in commit]
     syncs = [point for point in points if point.name == "fsync" and f"{TEMPORARY}train" in point.text]
@@ -30,4 +32,5 @@ def caught_by(root: Path, server: ForkServer, mutant: str) -> dict[str, list[str
 def mutant_outcome(root: Path, server: ForkServer, mutant: str) -> Outcome:
     """The verdict on one faulty writer, as a row of the table."""
     caught = caught_by(root, server, mutant)
-    return Outcome(f"{mutant}(by {', '.join(caught)})", 0, [] if caught else [f"not caught: {mutant}"])
+    problems = [] if caught else ["not caught"]
+    return Outcome(mutant, 0, problems, end=f"caught by {' and '.join(caught) or 'nothing'}")

@@ -101,10 +101,10 @@ def test_interrupted(made, tmp_path):
     """Ctrl-C goes to the whole group, as in a terminal."""
     out = tmp_path / "out"
     with started(*args(made, out, workers=2)) as process:
-        wait_until(lambda: shards(out) > 1, process)
+        wait_until(lambda: list(out.glob(".pack/train-*.json")), process)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=30)
-        assert not group_members(process.pid)
+        wait_until(lambda: not group_members(process.pid), timeout_s=10)
     assert process.returncode == 130
     assert "interrupted; run the same command again to go on" in err
     assert "Traceback" not in err

@@ -167,11 +167,9 @@ def _child(request: dict[str, Any]) -> None:
         code = function(*request["args"])
     except SystemExit as end:
         code = end.code
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
     finally:
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
