@@ -97,7 +97,9 @@ def main() -> None:
             found.append(json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout))
         seconds = statistics.median(row[0] for row in found)
         memory = statistics.median(row[1] for row in found)
-        print(f"open {SAMPLES:,} samples, first batch planned: {seconds:.2f} s, {memory:.0f} MiB (to reach: 2 s, 600 MB)")
+        print(
+            f"open {SAMPLES:,} samples, first batch planned: {seconds:.2f} s, {memory:.0f} MiB (to reach: 2 s, 600 MB)"
+        )
 
 
 if __name__ == "__main__":
