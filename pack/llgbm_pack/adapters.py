@@ -120,13 +120,15 @@ def parse_adapter(
 def _parse(
     head: bytes, size: int, name: str, raw: bytes | None, config_name: str, alpha: float | None
 ) -> Adapter:
-    parsed = AdapterConfig() if raw is None else parse_config(load_config(raw, config_name), config_name)
+    config = None if raw is None else load_config(raw, config_name)
     try:
         header = parse_header(head, size, where=name)
     except HeaderError as error:
         raise as_checkpoint_error(error) from error
     keys = pair_keys(header.tensors, name)
     dtype = _dtype(header, name)
+    # After the tensors: where both tell against an adapter, naming the tensor helps more.
+    parsed = AdapterConfig() if config is None else parse_config(config, config_name)
     default = parsed.alpha if parsed.alpha is not None else alpha
     if default is None:
         raise CheckpointError(

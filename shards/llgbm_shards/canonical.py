@@ -17,6 +17,8 @@ from llgbm_shards.errors import HeaderError
 
 #: Largest nesting of objects and arrays that :func:`load_json` accepts.
 MAX_JSON_DEPTH: Final = 64
+#: Most values, and so the most memory: ``[[],[],...`` takes 3 bytes a value as text, and 100 when it is parsed.
+MAX_JSON_VALUES: Final = 1 << 21
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"{}[]"))
 
 
@@ -39,18 +41,14 @@ def load_json(data: bytes, *, where: str, max_bytes: int) -> Any:
         max_bytes: Longest text accepted.
 
     Raises:
-        HeaderError: Too long, nested deeper than 64, a duplicate key, NaN, a lone surrogate,
-            or not JSON at all.
+        HeaderError: Too long, more than two million values, nested deeper than 64, a duplicate key, NaN, a lone
+            surrogate, or not JSON at all.
     """
     if len(data) > max_bytes:
         raise HeaderError(
             "too large", where=where, expected=f"at most {max_bytes} bytes", got=f"{len(data)} bytes"
         )
-    depth = _nesting(data)
-    if depth > MAX_JSON_DEPTH:
-        raise HeaderError(
-            "nested too deeply", where=where, expected=f"at most {MAX_JSON_DEPTH} levels", got=f"{depth}"
-        )
+    _check_structure(data, where)
     try:
         value = json.loads(
             data.decode(),
@@ -75,12 +73,29 @@ def xxh3(data: bytes | bytearray | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
-def _nesting(data: bytes) -> int:
-    """Deepest bracket nesting outside strings, found without recursion."""
+def _check_structure(data: bytes, where: str) -> None:
+    """Refuse too many values or too deep a nesting, before anything is parsed and without recursion."""
     # Splitting at quotes alternates outside and inside of strings once escapes are out of the way.
-    outside = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    quotes = plain.count(b'"')
+    # A value is a string at most, with a string for its key: four quotes.
+    outside = b"" if quotes > 4 * MAX_JSON_VALUES else b"".join(plain.split(b'"')[::2])
+    values = max(quotes // 4, outside.count(b",") + outside.count(b"[") + outside.count(b"{"))
+    if values > MAX_JSON_VALUES:
+        raise HeaderError(
+            "too many values", where=where, expected=f"at most {MAX_JSON_VALUES}", got=f"{values} or more"
+        )
+    depth = _nesting(outside)
+    if depth > MAX_JSON_DEPTH:
+        raise HeaderError(
+            "nested too deeply", where=where, expected=f"at most {MAX_JSON_DEPTH} levels", got=f"{depth}"
+        )
+
+
+def _nesting(outside: bytes) -> int:
+    """Deepest nesting of the brackets."""
     depth = deepest = 0
-    for byte in b"".join(outside).translate(None, _NO_BRACKETS):
+    for byte in outside.translate(None, _NO_BRACKETS):
         depth += 1 if byte in b"{[" else -1
         deepest = max(deepest, depth)
     return deepest

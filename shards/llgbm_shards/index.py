@@ -80,6 +80,22 @@ def index_about(data: bytes) -> dict[str, Any]:
         ) from error
 
 
+def refuse_many_rows(data: bytes, samples: int) -> None:
+    """Refuse an index with far more rows than samples before it is read: some KiB can hold millions of equal rows.
+
+    Raises:
+        DamageError: It has, or it is not a parquet file.
+    """
+    try:
+        rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
+    if rows > 2 * samples + _ROW_GROUP:
+        raise DamageError(
+            "index and record disagree", shard=INDEX_NAME, expected=f"{samples} samples", got=f"{rows} rows"
+        )
+
+
 def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] | None = None) -> pa.Table:
     """The index as an Arrow table, all columns or some.
 

@@ -18,6 +18,9 @@ _SHARD_NAME: Final = re.compile(r"[a-z]{1,32}-[0-9]{6,9}\.tar")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _LARGEST: Final = 1 << 62
 _WIDEST: Final = 1 << 31
+_MOST_MODULES: Final = 1 << 17
+#: A member takes a header block and a data block at least.
+_LEAST_MEMBER_BYTES: Final = 1024
 
 #: Field -> type, or (type, lowest, highest) of an integer.
 Shape = Mapping[str, type | tuple[type, int, int]]
@@ -61,10 +64,15 @@ def check_record(fields: Any) -> None:
         HeaderError: Says which field.
     """
     _shape(fields, _RECORD, "record")
+    if len(fields["modules"]) > _MOST_MODULES:
+        _refuse("too many modules", "modules", f"at most {_MOST_MODULES}", str(len(fields["modules"])))
     for number, row in enumerate(fields["modules"]):
         _shape(row, _MODULE, f"modules[{number}]")
     for number, row in enumerate(fields["shards"]):
         _shape(row, _SHARD, f"shards[{number}]")
+        most = row["size"] // (_LEAST_MEMBER_BYTES * max(len(fields["members"]), 1))
+        if row["samples"] > most:
+            _refuse("more samples than fit", f"shards[{number}]", f"at most {most}", str(row["samples"]))
         if not _SHARD_NAME.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
             _refuse(
                 "not the name of a shard of its split", f"shards[{number}]", "SPLIT-NNNNNN.tar", row["name"]

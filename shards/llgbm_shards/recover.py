@@ -7,6 +7,7 @@ found here is proven until the shard's digest, which the commit record holds, ag
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -36,18 +37,19 @@ class Recovered:
     findings: list[Finding] = field(default_factory=list)
 
 
-def recover_samples(fd: int, shard: str) -> Recovered:
+def recover_samples(fd: int, shard: str, *, limit: int = sys.maxsize) -> Recovered:
     """List the samples of an open shard.
 
     Args:
         fd: The open shard; its position is not used.
         shard: Its name.
+        limit: Bytes to look at, at most: a file may be endless, or a hole of terabytes.
 
     Raises:
         OSError: It cannot be read.
     """
     found = Recovered()
-    size = os.fstat(fd).st_size
+    size = min(os.fstat(fd).st_size, limit)
     offset = covered = 0
     strays: list[str] = []
     while offset + ustar.BLOCK <= size:

@@ -18,7 +18,7 @@ from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.sample import SUFFIX
-from llgbm_shards.shardset import MemberExtent
+from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
 
 #: Read size: large enough to amortise calls, small enough to be hashed while it is still in cache.
 _CHUNK: Final = 1 << 20
@@ -100,11 +100,12 @@ class _Scanner:
         # Anonymous mmap: page aligned, which a plain bytearray is not; unaligned reads cost three times as much.
         self.buffer = memoryview(mmap.mmap(-1, min(_CHUNK, max(entry.size, 1))))
         self.lines: list[tuple[str, int, str]] = []
+        self.hold = False
         self.held: bytearray | None = None
 
     def run(self, samples: Samples | None, whole: bool) -> None:
         if samples is None:
-            recovered = recover_samples(self.fd, self.entry.name)
+            recovered = recover_samples(self.fd, self.entry.name, limit=self.entry.size)
             self.scan.findings += recovered.findings
             samples = recovered.samples
         wrong = sum(self._sample(sample) for sample in samples)
@@ -122,6 +123,11 @@ class _Scanner:
         data: dict[str, bytes] = {}
         wrong = 0
         for extent in sample:
+            too_large = extent.field == "json" and extent.size > MAX_JSON_BYTES
+            self.hold = self.inspect is not None and not too_large
+            if self.inspect is not None and too_large:
+                got = f"{extent.size}"
+                self._found(f"too large: expected at most {MAX_JSON_BYTES} bytes, got {got}", extent=extent)
             problem = self._member(extent)
             if problem:
                 self._found(problem[1], problem[0], extent)
@@ -159,7 +165,7 @@ class _Scanner:
         """BLAKE3 of a range and how many of its bytes the file has; a range cut short cannot match."""
         digest = blake3()
         done = 0
-        self.held = bytearray() if self.inspect is not None else None
+        self.held = bytearray() if self.hold else None
         while done < size:
             count = os.preadv(self.fd, [self.buffer[: size - done]], offset + done)
             if count == 0:

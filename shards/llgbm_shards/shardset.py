@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
-from llgbm_shards.index import INDEX_NAME, decode_index
+from llgbm_shards.index import INDEX_NAME, decode_index, refuse_many_rows
 from llgbm_shards.layout import Layout
 from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, ShardEntry, parse_record
 from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
 from llgbm_shards.storage import read_file, storage_errors
 
 #: Longest json member accepted.
-MAX_JSON_BYTES: Final = 256 << 20
+MAX_JSON_BYTES: Final = 96 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ class ShardSet:
                 got=f"{len(data)} bytes, digest {blake3_hex(data)}",
                 do="Run `llgbm-pack repair`, or copy the set again.",
             )
+        refuse_many_rows(data, len(self))
         return data
 
     def index(self, columns: Sequence[str] | None = None) -> pa.Table:

@@ -11,9 +11,9 @@ def check(path: str) -> int:
     return 0
 
 
-def quick(path: str) -> int:
-    """``llgbm-check --level quick``."""
-    check_main([path, "--level", "quick"])
+def full(path: str) -> int:
+    """``llgbm-check``."""
+    check_main([path])
     return 0
 
 

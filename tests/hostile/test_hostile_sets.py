@@ -62,7 +62,7 @@ def refused(server, call, victim, *said, codes=(1, 3)):
 
 
 def test_the_sound_set_passes_within_the_same_bounds(server, victim):
-    ended = server.call("hostile.target:check", str(victim), memory=MEMORY, timeout_s=TIME_S)
+    ended = server.call("hostile.target:full", str(victim), memory=MEMORY, timeout_s=TIME_S)
     assert ended.code == 0, ended
 
 
