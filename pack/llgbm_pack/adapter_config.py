@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final, TypeVar
 
 from llgbm_shards.canonical import load_json
+from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import CheckpointError, HeaderError
 
 Number = TypeVar("Number", int, float)
@@ -140,6 +141,7 @@ def public_name(value: object) -> str:
     """
     if not isinstance(value, str) or not value:
         return ""
+    value = without_credentials(value)
     parts = [
         part for part in (PureWindowsPath(value) if "\\" in value else PurePosixPath(value)).parts if part
     ]

@@ -6,6 +6,7 @@ not do the work, 130 interrupted. Heavy imports happen inside the command that n
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import click
 
 from llgbm_pack.cli_check import CheckArguments, check_options, run_check
 from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options, repair_options
+from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import LlgbmError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -40,7 +42,9 @@ def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         code = run(*args, **kwargs)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(file=said)
+        click.echo(without_credentials(said.getvalue()), err=True, nl=False)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from llgbm_pack.delta_file import LoadedDelta, load_delta
 from llgbm_shards.canonical import load_json
+from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import HeaderError, StorageError, UsageError
 
 #: File names of the two forms.
@@ -205,7 +206,7 @@ def _text(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     if isinstance(value, list):
         joined = "\0".join(map(str, value)).encode(errors="surrogatepass")
         return f"{len(value)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
-    text = str(value) if isinstance(value, (str, int, float)) else ""
+    text = without_credentials(str(value)) if isinstance(value, (str, int, float)) else ""
     # No path of another machine may get into a set.
     return PurePosixPath(text).name if text.startswith("/") else text
 

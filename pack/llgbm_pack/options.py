@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
 
@@ -139,7 +140,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _last(path: Path | str | None) -> str:
     if path is None:
         return ""
-    name = Path(path).resolve().name if Path(path).exists() else Path(path).name
+    name = Path(path).resolve().name if Path(path).exists() else Path(without_credentials(str(path))).name
     return name.encode(errors="backslashreplace").decode()
 
 

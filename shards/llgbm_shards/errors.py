@@ -16,6 +16,8 @@ A message says what is wrong, where, what was expected, what was found, and what
 
 from __future__ import annotations
 
+from llgbm_shards.credentials import without_credentials
+
 
 class LlgbmError(Exception):
     """Base of all errors of llgbm-pack.
@@ -45,7 +47,7 @@ class LlgbmError(Exception):
         facts = [f"expected {self.expected}" if self.expected else "", f"got {self.got}" if self.got else ""]
         found = ", ".join(fact for fact in facts if fact)
         text = f"{head}: {found}" if found else head
-        return f"{text}. {self.do}" if self.do else text
+        return without_credentials(f"{text}. {self.do}" if self.do else text)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from worker processes; BaseException's own pickling drops keyword arguments.

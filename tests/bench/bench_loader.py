@@ -23,7 +23,7 @@ from llgbm_loader import StreamingLoader
 from llgbm_pack import DeltaCache, PackOptions, build
 from llgbm_shards.shardset import ShardSet
 
-SAMPLES, BATCH, THREADS, ROUNDS = 24, 4, 2, 5
+SAMPLES, BATCH, THREADS, ROUNDS = 40, 4, 2, 3
 
 
 def make_set(root: Path) -> Path:
@@ -38,17 +38,22 @@ def make_set(root: Path) -> Path:
 
 
 def plain_reads(path: Path) -> Callable[[], int]:
-    """``readinto`` of the bodies into reused buffers, as many threads as the loader has readers."""
+    """``readinto`` of the bodies into reused buffers: as many threads as the loader has readers, and as many
+    buffers as it has rows in flight, since a single one a thread would stay in the cache and be no memory at all."""
     opened = ShardSet(path)
     bodies = [opened.extents(number)[0] for number in range(len(opened))]
-    buffers = [memoryview(torch.zeros(bodies[0].size, dtype=torch.uint8).numpy()) for _ in range(THREADS)]
+    rows = BATCH * 3 // THREADS
+    buffers = [
+        [memoryview(torch.zeros(bodies[0].size, dtype=torch.uint8).numpy()) for _ in range(rows)]
+        for _ in range(THREADS)
+    ]
 
     def read(thread: int) -> int:
         done = 0
-        for body in bodies[thread::THREADS]:
+        for number, body in enumerate(bodies[thread::THREADS]):
             with (path / body.shard).open("rb", buffering=0) as file:
                 file.seek(body.offset)
-                done += file.readinto(buffers[thread]) == body.size
+                done += file.readinto(buffers[thread][number % rows]) == body.size
         return done
 
     pool = ThreadPoolExecutor(THREADS)

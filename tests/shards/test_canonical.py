@@ -84,6 +84,15 @@ def test_deep_nesting_is_refused_before_it_is_parsed(bracket):
         load(b"[" + fits + b"]")
 
 
+@pytest.mark.parametrize(
+    "data", [b"[" + b"[]," * (1 << 21) + b"0]", b"[" + b"0," * (1 << 21) + b"0]", b'"' * (9 << 20)]
+)
+def test_more_values_than_memory_would_hold_are_refused_before_they_are_parsed(data):
+    with pytest.raises(HeaderError, match="too many values"):
+        load(data, max_bytes=1 << 26)
+    assert load(b'"' + b",[" * (3 << 20) + b'"', max_bytes=1 << 26).count("[") == 3 << 20
+
+
 def test_brackets_in_strings_are_not_nesting():
     value = {"a": "[" * 200 + '"\\' + "{" * 200, "b\\": "]]"}
     assert load(dump_json(value)) == value
