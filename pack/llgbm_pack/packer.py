@@ -20,11 +20,15 @@ from llgbm_pack.shard_writer import PackedSample
 from llgbm_pack.source import Source, SourceReader
 from llgbm_pack.texts import CheckpointTexts, Text, read_texts
 from llgbm_shards import sample as codec
-from llgbm_shards.errors import CheckpointError
+from llgbm_shards.canonical import load_json
+from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE, Layout
 from llgbm_shards.sample import EncodedMember
+from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.tensors import TensorSpec
 
+#: A json of at most this many bytes is within every limit of the readers.
+_SURELY_READABLE: Final = 1 << 20
 TOKENIZER_DIRECTORY: Final = "tokenizer"
 _TORCH_DTYPE: Final = {
     "bfloat16": torch.bfloat16,
@@ -90,7 +94,7 @@ class Packer:
         if self.context.delta_width:
             members.append(codec.encode_delta(delta))
         info = _describe(planned, adapter, source, kept, delta, self.context.layout)
-        members.append(codec.encode_json(info, members))
+        members.append(_readable(codec.encode_json(info, members)))
         packed.sample = PackedSample(planned.key, members, _columns(info))
         return packed
 
@@ -228,6 +232,21 @@ def _recorded_match(planned: PlannedSample) -> str:
     tail = PurePosixPath(planned.path).parts
     whole = PurePosixPath(planned.delta.path).parts[-len(tail) :] == tail
     return "path" if whole or planned.matched_by in ("exact", "relative") else planned.matched_by
+
+
+def _readable(member: EncodedMember) -> EncodedMember:
+    """Refuse a json that readers would refuse for its size: too many or too long texts."""
+    if member.size > _SURELY_READABLE:
+        try:
+            load_json(bytes(member.parts[0]), where="json", max_bytes=MAX_JSON_BYTES)
+        except HeaderError as error:
+            raise CheckpointError(
+                f"its json would be {error.what}",
+                expected=error.expected,
+                got=error.got,
+                do="Keep fewer texts of it, with --max-texts.",
+            ) from error
+    return member
 
 
 def _module(adapter: Adapter, name: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
     with storage_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            found = recover_samples(fd, entry.name)
+            found = recover_samples(fd, entry.name, limit=entry.size)
             for extents, info in zip(found.samples, found.infos, strict=True):
                 row = {
                     "key": extents[0].key,
