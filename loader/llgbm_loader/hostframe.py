@@ -35,6 +35,12 @@ class HostFramer:
         self._empty = self._constant & (scales[:, 0] == 0)
         self._codes = None if plan.options.frame == "none" else _codes(plan, scales)
 
+    @property
+    def idle(self) -> bool:
+        """The stored bytes are the tokens as they are: nothing to finish."""
+        masks = self._plan.options.zero_std == "nan" and bool(self._constant.any())
+        return self._tokens is None and not masks
+
     def finish(self, first: int, block: NDArray[Any]) -> None:
         """Finish the pieces from ``first`` on.
 

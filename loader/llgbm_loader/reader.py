@@ -177,8 +177,11 @@ class SampleReader:
         digest = xxhash.xxh3_64(prefix) if verify else None
         offset += len(head)
         framer = self._framer(row)
-        for first in range(0, selection.common.layout.num_tokens, self._step):
-            block = self._target(row, first)
+        # Blocks are for bytes that are looked at again while they are in cache; else one read takes them all.
+        again = digest is not None or row.body is None or (framer is not None and not framer.idle)
+        step = self._step if again else selection.common.layout.num_tokens
+        for first in range(0, selection.common.layout.num_tokens, step):
+            block = self._target(row, first, step)
             self._fill(number, key, [("body", block)], offset)
             offset += block.nbytes
             if digest is not None:
@@ -189,11 +192,11 @@ class SampleReader:
             self._compare_hash(number, key, "body", digest.intdigest())
         return ustar.BLOCK + size
 
-    def _target(self, row: Row, first: int) -> NDArray[Any]:
+    def _target(self, row: Row, first: int, step: int) -> NDArray[Any]:
         """Where the pieces from ``first`` on are read to: the final buffer, or a block that stays in cache."""
         if row.body is not None:
-            return row.body[first : first + self._step]
-        return self._block[: min(self._step, self._selection.common.layout.num_tokens - first)]
+            return row.body[first : first + step]
+        return self._block[: min(step, self._selection.common.layout.num_tokens - first)]
 
     def _framer(self, row: Row) -> HostFramer | None:
         """What finishes the body on the host; None when a device does it."""

@@ -91,7 +91,7 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
         path = make_set(Path(name))
-        as_stored = {"frame": "none", "dtype": None, "fields": ("tokens", "scales")}
+        as_stored = {"frame": "none", "dtype": None, "zero_std": "zeros", "fields": ("tokens", "scales")}
         sides: dict[str, Callable[[], int]] = {
             "plain reads": plain_reads(path),
             "verify off": streamed(path, verify="off", **as_stored),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from support.tiny_zoo import write_zoo
-
 from llgbm_pack import PackOptions, build
 from llgbm_shards.shardset import ShardSet
+from support.tiny_zoo import write_zoo
 
 
 def test_a_checkpoint_with_more_texts_than_a_json_may_hold_is_skipped_by_name(tmp_path: Path) -> None:
