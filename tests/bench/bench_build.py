@@ -20,7 +20,7 @@ import torch
 from bench_tokenize import make_pairs
 from safetensors.torch import save_file
 
-SMALL, LARGE, ROUNDS = 8, 32, 3
+SMALL, LARGE, ROUNDS = 8, 64, 5
 CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "base_model_name_or_path": "Qwen/Qwen2.5-1.5B"}
 SET = ["--shard-bytes", "80MiB", "-q", "--format", "json"]
 MEASURE = """
@@ -65,13 +65,11 @@ def seconds(command: list[str], out: Path) -> float:
     return taken
 
 
-def per_adapter(command: list[str], zoos: dict[int, Path], out: Path) -> float:
-    """Seconds a further adapter takes."""
-    taken = {
-        count: seconds([part.format(zoo=zoo, out=out) for part in command], out)
-        for count, zoo in zoos.items()
-    }
-    return (taken[LARGE] - taken[SMALL]) / (LARGE - SMALL)
+def further(taken: dict[int, list[float]]) -> tuple[float, str]:
+    """Milliseconds a further adapter takes: medians, and what the fastest and slowest large runs would give."""
+    start = statistics.median(taken[SMALL])
+    each = [(seconds - start) / (LARGE - SMALL) * 1000 for seconds in sorted(taken[LARGE])]
+    return statistics.median(each), f"{each[0]:.0f}-{each[-1]:.0f}"
 
 
 def main() -> None:
@@ -83,15 +81,17 @@ def main() -> None:
         program = str(Path(sys.executable).parent / "llgbm-pack")
         build = [program, "build", "{zoo}", "{out}", "--workers", "2", *SET]
         copy = ["sh", "-c", "cp -r {zoo} {out} && sync"]
-        builds, copies = [], []
+        builds: dict[int, list[float]] = {SMALL: [], LARGE: []}
+        copies: dict[int, list[float]] = {SMALL: [], LARGE: []}
         for _ in range(ROUNDS):
-            copies.append(per_adapter(copy, zoos, root / "out"))
-            builds.append(per_adapter(build, zoos, root / "out"))
-        built, copied = statistics.median(builds), statistics.median(copies)
+            for count, zoo in zoos.items():
+                for taken, command in ((copies, copy), (builds, build)):
+                    run = [part.format(zoo=zoo, out=root / "out") for part in command]
+                    taken[count].append(seconds(run, root / "out"))
+        (built, built_spread), (copied, copied_spread) = further(builds), further(copies)
         print(
-            f"build, 2 workers, per further 1.5B adapter: {built * 1000:.0f} ms "
-            f"({min(builds) * 1000:.0f}-{max(builds) * 1000:.0f}); cp -r and sync: {copied * 1000:.0f} ms "
-            f"({min(copies) * 1000:.0f}-{max(copies) * 1000:.0f}); {built / copied:.2f}x (to reach: 1.5x)"
+            f"build, 2 workers, per further 1.5B adapter: {built:.0f} ms ({built_spread}); "
+            f"cp -r and sync: {copied:.0f} ms ({copied_spread}); {built / copied:.2f}x (to reach: 1.5x)"
         )
         figures = {}
         for count, zoo in zoos.items():
