@@ -30,6 +30,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_check.py
 	$(BIN)/python tests/bench/bench_open.py
 
+bench-peers: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/bench_peers.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -53,7 +53,7 @@ of each sample it gives is compared.
   without a copy, batches are collated in the workers, and workers stay alive between epochs.
 - None of the peers verifies what it reads here: webdataset, litdata and megatron-energon have no digests of samples,
   mosaicml-streaming can check a shard only when it downloads one. `verify full` therefore does more than they do.
-- litdata maps local chunks into memory; the others read them with `read`.
+- litdata may map local chunks into memory; the others read them with `read`.
 """
 
 
@@ -106,13 +106,13 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         out = self._process.stdout
         assert out is not None
-        line = out.readline() if select.select([out], [], [], ANSWER_S)[0] else b""
+        ready = bool(select.select([out], [], [], ANSWER_S)[0])
+        line = out.readline() if ready else b""
         if line:
             return dict(json.loads(line))
-        ended = self._process.poll() is not None or not select.select([out], [], [], 0)[0]
         self.close()
         last = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-1:]
-        return {"error": f"{'ended' if ended else f'no answer in {ANSWER_S} s'}: {' '.join(last)[-200:]}"}
+        return {"error": f"{'ended' if ready else f'no answer in {ANSWER_S} s'}: {' '.join(last)[-200:]}"}
 
     def close(self) -> None:
         """End the process; what it started ends with it."""

@@ -30,12 +30,16 @@ class Encoder(energon.DefaultTaskEncoder):
 
     def __init__(self, shape: list[int]) -> None:
         super().__init__()
-        self.shape = shape
-        self.cookers = [energon.Cooker(lambda sample: sample)]
+
+        @energon.stateless
+        def cook(sample: Any) -> dict[str, torch.Tensor]:
+            return tensors(sample["body.bin"], sample["scales.bin"], shape)
+
+        self.cookers = [energon.Cooker(cook)]
 
     @energon.stateless
-    def encode_sample(self, sample: Any) -> dict[str, torch.Tensor]:
-        return tensors(sample["body.bin"], sample["scales.bin"], self.shape)
+    def encode_sample(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return sample
 
     def batch(self, samples: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         return stacked(samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ def import_streaming() -> ModuleType:
         "torchvision.transforms.functional",
     )
     stubs: dict[str, Any] = {name: ModuleType(name) for name in names}
+    for name, stub in stubs.items():
+        stub.__spec__ = ModuleSpec(name, None)  # transformers, which it imports too, asks for one.
     stubs["torchvision.datasets"].VisionDataset = object
     stubs["torchvision.transforms.functional"].to_tensor = None
     sys.modules.update(stubs)
