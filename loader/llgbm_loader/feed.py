@@ -96,7 +96,7 @@ class Work:
         """A reader thread's life."""
         reader = SampleReader(self.plan.selection, self.plan.tokens, self.plan.conditions)
         try:
-            while (task := self.tasks.get()) is not None and not self.stopped:
+            while not self.stopped and (task := self.tasks.get()) is not None and not self.stopped:
                 self._do(*task, reader)
                 del task  # or an idle reader would hold the batch's buffer
         finally:
@@ -173,7 +173,9 @@ class Work:
         # The garbage collector may end an iteration within one of its own readers: it must not wait for itself.
         if threading.current_thread() not in threads:
             for thread in threads:
-                thread.join()
+                # Ctrl-C may come between the starts. One that is not up yet finds `stopped` and ends by itself.
+                if thread.is_alive():
+                    thread.join()
             self._forget()
 
     def _forget(self) -> None:

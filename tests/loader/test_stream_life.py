@@ -240,6 +240,38 @@ while True:
     assert err.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["before a start", "after a start"])
+def test_ctrl_c_amid_the_starts_of_the_readers(made, monkeypatch, started):
+    start, names = threading.Thread.start, []
+
+    def interrupted(thread):
+        if not thread.name.startswith("llgbm-reader"):
+            return start(thread)
+        names.append(thread.name)
+        if len(names) < 2 or started:
+            start(thread)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return None
+
+    loader = StreamingLoader(made.path, batch_size=2, readers=3)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loader))
+    gc.collect()
+    loader.close()
+    monkeypatch.undo()
+    deadline = time.monotonic() + 5
+    while _readers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _readers()
+    assert len(list(StreamingLoader(made.path, batch_size=2))) == 12
+
+
+def _readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("llgbm-reader")]
+
+
 def test_inside_a_dataloader_worker_it_raises(made):
     loader = StreamingLoader(made.path, batch_size=4)
     batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0)
