@@ -92,9 +92,12 @@ def _table(title: str, promise: str, outcomes: list[Outcome]) -> list[str]:
         ends = ", ".join(f"{end} x{count}" for end, count in Counter(one.end for one in group).items())
         good = sum(not one.problems for one in group)
         lines.append(f"{'':<24}{name:<32}{len(group):>6}   {ends}; as promised {good}")
-    for outcome in outcomes:
-        lines += [f"  WRONG {outcome.call}: {problem}" for problem in outcome.problems]
     return lines
+
+
+def _wrong(title: str, outcomes: list[Outcome]) -> list[str]:
+    """A line for everything that is not as promised."""
+    return [f"WRONG {title}: {one.call}: {problem}" for one in outcomes for problem in one.problems]
 
 
 def main() -> int:
@@ -106,12 +109,14 @@ def main() -> int:
             root = Path(temporary) / f"{number}"
             root.mkdir()
             runs.append((title, promise, pool.submit(run, root)))
-        total = wrong = 0
+        total, wrong, told = 0, 0, list[str]()
         print(f"{'fault':<24}{'at':<32}{'points':>6}   outcome")
         for title, promise, future in runs:
             outcomes = list(future.result())
             total, wrong = total + len(outcomes), wrong + sum(bool(outcome.problems) for outcome in outcomes)
+            told += _wrong(title, outcomes)
             print("\n".join(_table(title, promise, outcomes)), flush=True)
+    print("".join(f"{line}\n" for line in told), end="")
     cores = len(os.sched_getaffinity(0))
     print(f"{total} faults, {wrong} not as promised, {time.monotonic() - start:.0f} s on {cores} cores")
     return 1 if wrong else 0

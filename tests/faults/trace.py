@@ -20,6 +20,7 @@ TEMPORARY = ".tmp-"
 LOCKS = (".pack/lock", ".pack/workers")
 RECORD = "shardset.json"
 
+_UNFINISHED = " <unfinished ...>"
 _LINE = re.compile(r"(?:(?P<pid>\d+) +)?(?P<name>\w+)\((?P<rest>.*)")
 _RESULT = re.compile(r"\) += (?P<result>-?\d+|\?)")
 _QUOTED = re.compile(r'"([^"]*)"')
@@ -44,6 +45,9 @@ class Call:
         text = re.sub(r"\.tmp-(.+?)-\d+(-[0-9a-f]{8})?(?=[\">])", r".tmp-\1", self.text)
         text = text.replace(str(out.parent), "").replace("/out", "OUT").replace("/.OUT", "/.out")
         text = re.sub(r'0x[0-9a-f]+|""(\.\.\.)?|\[\.\.\.\]', "_", _RESULT.split(text)[0])
+        if self.descriptor().endswith(LOCKS):
+            # What a lock says of its holder is as long as its process id has digits.
+            text = re.sub(r"_, \d+", "_, _", text)
         return f"{self.name}({text})"
 
     def names(self) -> list[str]:
@@ -59,9 +63,9 @@ class Call:
 def read_trace(log: Path, pid: int) -> list[Call]:
     """The calls of a process's main thread, in order."""
     calls, counts = [], Counter[str]()
-    for line in log.read_text(errors="replace").splitlines():
+    for line in _whole_lines(log.read_text(errors="replace")):
         found = _LINE.match(line)
-        if found is None or "resumed>" in line or (found["pid"] and int(found["pid"]) != pid):
+        if found is None or (found["pid"] and int(found["pid"]) != pid):
             continue
         counts[found["name"]] += 1
         result = _RESULT.search(found["rest"])
@@ -70,6 +74,21 @@ def read_trace(log: Path, pid: int) -> list[Call]:
             Call(found["name"], counts[found["name"]], found["rest"], value, "(INJECTED)" in found["rest"])
         )
     return calls
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines of a log; a call that another thread's line cut in two is put together, where it began."""
+    lines: list[str] = []
+    begun: dict[str, int] = {}  # thread -> the line of its call that is not finished
+    for line in text.splitlines():
+        thread = line.partition(" ")[0]
+        if "resumed>" in line and thread in begun:
+            lines[begun.pop(thread)] += line.partition("resumed>")[2]
+            continue
+        if line.endswith(_UNFINISHED):
+            begun[thread] = len(lines)
+        lines.append(line.removesuffix(_UNFINISHED))
+    return lines
 
 
 @dataclass
