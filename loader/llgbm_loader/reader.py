@@ -27,8 +27,10 @@ from llgbm_shards.texts import RaggedTexts
 if TYPE_CHECKING:
     from llgbm_loader.selection import Selection
 
-#: Bodies are read, hashed and framed in pieces of this size, which stay in a core's cache meanwhile.
-BLOCK_BYTES: Final = 1 << 19
+#: Bodies are read, hashed and framed in pieces of this size: few enough bytes for a core's second-level cache, and
+#: so many that readers do not wait for each other to call the next step (with a quarter of it they frame 1.6 times
+#: slower).
+BLOCK_BYTES: Final = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
