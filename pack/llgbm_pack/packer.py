@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from llgbm_pack.adapters import Adapter, parse_adapter
 from llgbm_pack.conditions import ConditionEncoder
+from llgbm_pack.description import columns, describe
 from llgbm_pack.encode import BodyEncoder
 from llgbm_pack.jobs import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.shard_writer import PackedSample
@@ -22,7 +22,7 @@ from llgbm_pack.texts import CheckpointTexts, Text, read_texts
 from llgbm_shards import sample as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.layout import BIT_DTYPE, Layout
+from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.sample import EncodedMember
 from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.tensors import TensorSpec
@@ -93,9 +93,9 @@ class Packer:
         delta = self._read_delta(planned)
         if self.context.delta_width:
             members.append(codec.encode_delta(delta))
-        info = _describe(planned, adapter, source, kept, delta, self.context.layout)
+        info = describe(planned, adapter, source, kept, delta, self.context.layout)
         members.append(_readable(codec.encode_json(info, members)))
-        packed.sample = PackedSample(planned.key, members, _columns(info))
+        packed.sample = PackedSample(planned.key, members, columns(info))
         return packed
 
     def _encode_weights(self, adapter: Adapter, source: Source) -> None:
@@ -191,49 +191,6 @@ def _tensor(data: memoryview, spec: TensorSpec) -> torch.Tensor:
     return torch.frombuffer(data, dtype=dtype, count=count, offset=spec.start).view(spec.shape)
 
 
-def _describe(
-    planned: PlannedSample,
-    adapter: Adapter,
-    source: Source,
-    texts: tuple[Text, ...],
-    delta: NDArray[np.float32],
-    layout: Layout,
-) -> dict[str, Any]:
-    """The json member less its own list of members; every sample has the same keys and types."""
-    joined = planned.delta
-    return {
-        "checkpoint": planned.path,
-        "task": planned.task,
-        "base_model": planned.base_model,
-        "rank": adapter.rank,
-        "alpha": float(adapter.alpha),
-        "scaling": float(adapter.scaling),
-        "modules": [_module(adapter, module.name) for module in layout.modules],
-        "source_digest": source.digest,
-        "source_dtype": adapter.dtype,
-        "has_delta": joined is not None,
-        "delta": {
-            "file": joined.file.name if joined else "",
-            "norm": _norm(delta) if joined else 0.0,
-            "matched_by": _recorded_match(planned),
-            "base_model": joined.base_model if joined else "",
-            "probes": joined.probes if joined else "",
-            "layer": joined.layer if joined else "",
-            "dtype": joined.dtype if joined else "",
-        },
-        "texts": [{"prompt": text.prompt, "answer": text.answer} for text in texts],
-    }
-
-
-def _recorded_match(planned: PlannedSample) -> str:
-    """``path``, ``tail`` or ``name``: unlike the report's words these do not depend on where the zoo lies."""
-    if planned.delta is None:
-        return ""
-    tail = PurePosixPath(planned.path).parts
-    whole = PurePosixPath(planned.delta.path).parts[-len(tail) :] == tail
-    return "path" if whole or planned.matched_by in ("exact", "relative") else planned.matched_by
-
-
 def _readable(member: EncodedMember) -> EncodedMember:
     """Refuse a json that readers would refuse for its size: too many or too long texts."""
     if member.size > _SURELY_READABLE:
@@ -247,20 +204,3 @@ def _readable(member: EncodedMember) -> EncodedMember:
                 do="Keep fewer texts of it, with --max-texts.",
             ) from error
     return member
-
-
-def _module(adapter: Adapter, name: str) -> dict[str, Any]:
-    pair = adapter.pairs.get(name)
-    if pair is None:
-        return {"name": name, "rank": 0, "scaling": 0.0}
-    return {"name": name, "rank": pair.rank, "scaling": float(pair.scaling)}
-
-
-def _columns(info: dict[str, Any]) -> dict[str, Any]:
-    names = ("checkpoint", "task", "base_model", "rank", "has_delta")
-    return {**{name: info[name] for name in names}, "delta_norm": info["delta"]["norm"]}
-
-
-def _norm(delta: NDArray[np.float32]) -> float:
-    """The 2-norm, the same on every machine: squares of float32 are exact in float64, and fsum rounds once."""
-    return math.sqrt(math.fsum(np.square(delta.astype(np.float64)).tolist()))

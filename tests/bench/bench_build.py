@@ -20,9 +20,10 @@ import torch
 from bench_tokenize import make_pairs
 from safetensors.torch import save_file
 
-SMALL, LARGE, ROUNDS = 8, 64, 5
+#: A shard holds 7 of them, so that 2 workers have 1 and 7 shards each: no worker waits long for the other.
+SMALL, LARGE, ROUNDS = 14, 98, 5
 CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "base_model_name_or_path": "Qwen/Qwen2.5-1.5B"}
-SET = ["--shard-bytes", "80MiB", "-q", "--format", "json"]
+SET = ["--shard-bytes", "256MiB", "-q", "--format", "json"]
 MEASURE = """
 import json, sys
 from pathlib import Path
@@ -31,7 +32,7 @@ from llgbm_pack import PackOptions, build
 def field(path, name):
     return next(int(line.split()[1]) for line in open(path) if line.startswith(name))
 rss, read = field("/proc/self/status", "VmRSS"), field("/proc/self/io", "rchar")
-build(PackOptions(zoo=Path(sys.argv[1]), out=Path(sys.argv[2]), workers=1, shard_bytes=80 << 20))
+build(PackOptions(zoo=Path(sys.argv[1]), out=Path(sys.argv[2]), workers=1, shard_bytes=256 << 20))
 print(json.dumps([field("/proc/self/status", "VmHWM") - rss, field("/proc/self/io", "rchar") - read]))
 """
 

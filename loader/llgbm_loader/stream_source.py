@@ -1,0 +1,184 @@
+"""The source stage of a streaming pipeline: epochs into batches, counted, with the state that a resume needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llgbm_loader.batch import BatchPlan
+from llgbm_loader.device import DeviceOps, SideStream
+from llgbm_loader.feed import Batch, Feed, FeedOptions
+from llgbm_loader.options import ReadOptions, StreamOptions
+from llgbm_loader.order import PADDING_ROW, Slices, epoch_order
+from llgbm_loader.ranks import resolve_ranks
+from llgbm_loader.ring import BufferPool
+from llgbm_loader.state import Identity, StreamState
+from llgbm_loader.stats import Counter, LoaderStats, log_epoch
+from llgbm_shards.errors import DamageError, UsageError
+
+if TYPE_CHECKING:
+    from llgbm_loader.selection import Selection
+
+
+class StreamSource:
+    """The source stage: each call is one iteration over what is left of the current epoch.
+
+    Args:
+        selection: The chosen samples.
+        read: What a sample looks like.
+        stream: How samples become batches.
+        ops: Way to the device; None for the CPU.
+    """
+
+    def __init__(
+        self, selection: Selection, read: ReadOptions, stream: StreamOptions, ops: DeviceOps | None
+    ) -> None:
+        rank, world_size = resolve_ranks(stream.rank, stream.world_size)
+        self.selection, self._read, self._stream = selection, read, stream
+        self._slices = Slices(
+            samples=len(selection),
+            position=0,
+            batch_size=stream.batch_size,
+            rank=rank,
+            world_size=world_size,
+            remainder=stream.remainder,
+        )
+        pinned = ops is not None and ops.pinned
+        self._plan = BatchPlan.of(selection, read, on_device=ops is not None, pinned=pinned)
+        self._side = SideStream(ops) if ops is not None else None
+        nbytes = self._plan.buffer_bytes(stream.batch_size)
+        capacity = stream.prefetch_batches + 1
+        self._pool = BufferPool(nbytes, capacity=capacity, pinned=pinned) if nbytes else None
+        self.state = StreamState(_identity(selection, read, stream))
+        self._counter = Counter()
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self._verified_epoch: int | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __call__(self) -> Iterator[Batch]:
+        """Begin an iteration.
+
+        Raises:
+            UsageError: The loader is closed, or this is a DataLoader's worker.
+        """
+        if self._closed:
+            raise UsageError("the loader is closed", do="Make a new one.")
+        if torch.utils.data.get_worker_info() is not None:
+            raise UsageError(
+                "a StreamingLoader inside a DataLoader worker would repeat every batch",
+                expected="num_workers=0",
+                do="Iterate it directly: it reads in threads of its own. Or use ShardDataset with a sampler.",
+            )
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Batch]:
+        iteration, start = self.state.begin()
+        slices = dataclasses.replace(self._slices, position=start.position)
+        order = self._order(start.epoch)
+        before = self._counter.snapshot()
+        feed = Feed(
+            self._plan,
+            self._feed_options(start.epoch),
+            len(slices),
+            lambda batch: slices.rows(order, batch),
+            self._pool,
+            self._side,
+        )
+        self._feeds.add(feed)
+        try:
+            clock = time.perf_counter()
+            for index in range(len(slices)):
+                batch = self._receive(feed)
+                self.state.received(iteration, slices.position_after(index + 1))
+                clock = self._tick(clock)
+                # Popped: this frame must hold no tensor while the consumer works, or its buffer is never free.
+                yield batch.pop()
+                clock = self._tick(clock)
+            self.state.finished(iteration)
+            self._counter.epochs += 1
+            log_epoch(start.epoch, before, self._counter.snapshot())
+        finally:
+            feed.close()
+
+    def _receive(self, feed: Feed) -> list[Batch]:
+        """The next batch, counted, as the only item of a list."""
+        assembly = feed.next()
+        padding = int((assembly.numbers == PADDING_ROW).sum())
+        damage = [assembly.damage[row] for row in sorted(assembly.damage)]
+        self._counter.waited_s += feed.waited_s
+        self._counter.add(rows=len(assembly.numbers), padding=padding, damage=damage, nbytes=assembly.nbytes)
+        if len(self._counter.damage) > self._stream.max_bad_samples:
+            raise _too_many(self._counter.damage, self._stream.max_bad_samples, damage[-1])
+        return [{**assembly.batch, "keys": assembly.keys}]
+
+    def _tick(self, clock: float) -> float:
+        now = time.perf_counter()
+        self._counter.seconds += now - clock
+        return now
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        by_shard = self._stream.shuffle == "shards"
+        return epoch_order(
+            self._read.seed,
+            epoch,
+            len(self.selection),
+            shuffle=bool(self._stream.shuffle),
+            groups=self.selection.shard if by_shard else None,
+        )
+
+    def _feed_options(self, epoch: int) -> FeedOptions:
+        if self._verified_epoch is None:
+            self._verified_epoch = epoch
+        first = epoch == self._verified_epoch
+        return FeedOptions(
+            epoch=epoch,
+            verify=self._read.verify == "full" or (self._read.verify == "first-epoch" and first),
+            readers=self._stream.readers,
+            ahead=self._stream.prefetch_batches,
+            skip_damage=self._stream.on_bad_sample == "skip",
+        )
+
+    def stats(self) -> LoaderStats:
+        """The figures by now."""
+        return self._counter.snapshot()
+
+    def close(self) -> None:
+        """End all iterations, free the buffers."""
+        self._closed = True
+        for feed in list(self._feeds):
+            feed.close()
+        if self._pool is not None:
+            self._pool.clear()
+
+
+def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) -> Identity:
+    return Identity(
+        sets=selection.digests,
+        split=selection.split,
+        filters=selection.filters,
+        seed=read.seed,
+        shuffle=stream.shuffle,
+        samples=len(selection),
+    )
+
+
+def _too_many(damage: list[str], limit: int, last: DamageError) -> DamageError:
+    return DamageError(
+        "too many damaged samples",
+        shard=last.shard,
+        key=last.key,
+        member=last.member,
+        expected=f"at most {limit}",
+        got=f"{len(damage)}",
+        do="Run `llgbm-pack check`.",
+    )
