@@ -1,188 +1,22 @@
-"""Reader threads that fill the next batches of one iteration, and the hand-over to its consumer.
-
-The threads know the work, never the feed: so a dropped iterator takes the feed with it, and its end stops them.
-"""
+"""The next batches of one iteration in order, and their hand-over to the consumer."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from llgbm_loader.batch import BatchPlan, HostBatch, invalid_rows
-from llgbm_loader.device import Event, SideStream
-from llgbm_loader.order import PADDING_ROW
-from llgbm_loader.reader import SampleReader
-from llgbm_loader.ring import BufferPool, Ring, Stopped
-from llgbm_shards.errors import DamageError, UsageError
-
-Batch = dict[str, Any]
-
-
-@dataclass(slots=True)
-class Assembly:
-    """One batch in the making.
-
-    Attributes:
-        numbers: (B,) sample numbers, or PADDING_ROW.
-        lock: Held while buffers are taken and while rows are counted.
-        left: Rows still to be read.
-        host: Its host side, once buffers are taken.
-        use: Dies with the last tensor on its ring buffer.
-        damage: What damaged samples were met, by row.
-        error: What ended it.
-        nbytes: Bytes read.
-        batch: The batch, once whole.
-        event: After which it is whole on its device.
-        done: Set when ``batch`` or ``error`` is there.
-    """
-
-    numbers: NDArray[np.int64]
-    left: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    host: HostBatch | None = None
-    use: weakref.ref[Any] | None = None
-    damage: dict[int, DamageError] = field(default_factory=dict)
-    error: BaseException | None = None
-    nbytes: int = 0
-    batch: dict[str, Tensor] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
-    event: Event | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeedOptions:
-    """How a feed reads.
-
-    Attributes:
-        epoch: Number of the epoch, for the draws.
-        verify: Check the digest of each member.
-        readers: Reader threads.
-        ahead: Batches read ahead.
-        skip_damage: Damaged samples become invalid rows.
-    """
-
-    epoch: int
-    verify: bool
-    readers: int
-    ahead: int
-    skip_damage: bool
-
-
-class Work:
-    """What reader threads share: the tasks, the buffers, and how a row and a batch are made."""
-
-    def __init__(
-        self, plan: BatchPlan, options: FeedOptions, pool: BufferPool | None, side: SideStream | None
-    ) -> None:
-        self.plan = plan
-        self.options = options
-        self.side = side
-        self.ring = Ring(pool, options.ahead, side.reclaim if side else None) if pool else None
-        self.tasks: queue.SimpleQueue[tuple[Assembly, int] | None] = queue.SimpleQueue()
-        self.stopped = False
-
-    def run(self) -> None:
-        """A reader thread's life."""
-        reader = SampleReader(self.plan.selection, self.plan.tokens, self.plan.conditions)
-        try:
-            while not self.stopped and (task := self.tasks.get()) is not None and not self.stopped:
-                self._do(*task, reader)
-                del task  # or an idle reader would hold the batch's buffer
-        finally:
-            reader.close()
-
-    def _do(self, assembly: Assembly, index: int, reader: SampleReader) -> None:
-        try:
-            self._prepare(assembly)
-            self._read_row(assembly, index, reader)
-        except Stopped:
-            return
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer is told and raises it
-            assembly.error = error
-        with assembly.lock:
-            assembly.left -= 1
-            last = assembly.left == 0
-        if last:
-            self._complete(assembly)
-
-    def _prepare(self, assembly: Assembly) -> None:
-        with assembly.lock:
-            if assembly.host is None and assembly.error is None:
-                rows = len(assembly.numbers)
-                buffer = self.ring.take() if self.ring else None
-                assembly.use = None if buffer is None else weakref.ref(buffer)
-                assembly.host = self.plan.allocate(rows, buffer)
-
-    def _read_row(self, assembly: Assembly, index: int, reader: SampleReader) -> None:
-        host, number = assembly.host, int(assembly.numbers[index])
-        if host is None or assembly.error is not None:
-            return
-        if number == PADDING_ROW:
-            host.clear(index)
-            return
-        row = host.row(index)
-        host.fill(index, number)
-        try:
-            nbytes = reader.read(number, self.options.epoch, row, verify=self.options.verify)
-        except DamageError as error:
-            if not self.options.skip_damage:
-                raise
-            host.clear(index, row=row)
-            assembly.damage[index] = error
-            return
-        with assembly.lock:
-            assembly.nbytes += nbytes
-
-    def _complete(self, assembly: Assembly) -> None:
-        host, assembly.host = assembly.host, None
-        try:
-            if host is not None and assembly.error is None:
-                self._hand_over(assembly, host)
-        except BaseException as error:  # noqa: BLE001 - as above
-            assembly.error = error
-        assembly.done.set()
-
-    def _hand_over(self, assembly: Assembly, host: HostBatch) -> None:
-        assembly.keys = host.keys
-        if self.side is None:
-            assembly.batch = host.finish()
-            return
-        invalid = list(invalid_rows(host.tensors["valid"]))
-        assembly.batch, assembly.event = self.side.send(
-            host.tensors, lambda copies: host.finish_on_device(copies, invalid)
-        )
-
-    def stop(self, threads: list[threading.Thread]) -> None:
-        """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""
-        self.stopped = True
-        if self.ring:
-            self.ring.close(len(threads))
-        for _ in threads:
-            self.tasks.put(None)
-        # The garbage collector may end an iteration within one of its own readers: it must not wait for itself.
-        if threading.current_thread() not in threads:
-            for thread in threads:
-                # Ctrl-C may come between the starts. One that is not up yet finds `stopped` and ends by itself.
-                if thread.is_alive():
-                    thread.join()
-            self._forget()
-
-    def _forget(self) -> None:
-        while not self.tasks.empty():
-            self.tasks.get_nowait()
-        if self.ring:
-            self.ring.drain()
+from llgbm_loader.batch import BatchPlan
+from llgbm_loader.device import SideStream
+from llgbm_loader.reader_threads import Assembly, FeedOptions, Work
+from llgbm_loader.ring import BufferPool
+from llgbm_shards.errors import UsageError
 
 
 class Feed:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import DeviceOps, SideStream
-from llgbm_loader.feed import Batch, Feed, FeedOptions
+from llgbm_loader.feed import Feed
 from llgbm_loader.options import ReadOptions, StreamOptions
 from llgbm_loader.order import PADDING_ROW, Slices, epoch_order
 from llgbm_loader.ranks import resolve_ranks
+from llgbm_loader.reader_threads import Batch, FeedOptions
 from llgbm_loader.ring import BufferPool
 from llgbm_loader.state import Identity, StreamState
 from llgbm_loader.stats import Counter, LoaderStats, log_epoch

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llgbm_loader import StreamingLoader
-from llgbm_loader.feed import Work
+from llgbm_loader.reader_threads import Work
 from llgbm_shards.errors import UsageError
 from support.synthetic import small_layout, write_set
 
