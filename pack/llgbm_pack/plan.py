@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,15 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     skipped += misfits
     if not teachers:
         raise nothing_to_pack(options.zoo, skipped, excluded)
-    deltas = plan_deltas(teachers, _every_path(listing, options), options)
+    # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
+    whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
+    deltas = plan_deltas(teachers, _every_path(whole), options)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
     conditions, notes = _conditions(options)
-    samples, texts, faults = _join(teachers, deltas, options)
+    tasks = zoo_tasks(options.zoo, whole.nameable)
+    samples, texts, faults = _join(teachers, deltas, tasks, options)
     skipped += faults
     if not samples:
         raise nothing_to_pack(options.zoo, skipped, excluded)
@@ -141,10 +144,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     )
 
 
-def _every_path(listing: ZooListing, options: PackOptions) -> list[str]:
-    """Paths of all checkpoints of the zoo, those that the filters leave out too."""
-    if options.deltas is not None and (options.include or options.exclude):
-        listing = walk_zoo(options.zoo)
+def _every_path(listing: ZooListing) -> list[str]:
     return [*(found.path for found in listing.checkpoints), *(bad.path for bad in listing.rejected)]
 
 
@@ -156,10 +156,9 @@ def _conditions(options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]
 
 
 def _join(
-    teachers: Sequence[Teacher], deltas: DeltaPlan, options: PackOptions
+    teachers: Sequence[Teacher], deltas: DeltaPlan, tasks: Mapping[str, str], options: PackOptions
 ) -> tuple[list[PlannedSample], list[TextSize], list[Skip]]:
     """Read and check the texts of each teacher, and put together what belongs together."""
-    tasks = zoo_tasks(options.zoo, [teacher.path for teacher in teachers])
     samples: list[PlannedSample] = []
     texts: list[TextSize] = []
     faults: list[Skip] = []

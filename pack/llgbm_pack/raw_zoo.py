@@ -99,7 +99,7 @@ def read_zoo(
         deltas=deltas,
         layout=layout,
     )
-    tasks = zoo_tasks(folder, wanted) if texts is not None else {}
+    tasks = zoo_tasks(folder, listing.nameable) if texts is not None else {}
     for candidate in candidates:
         _add(zoo, candidate, folder, require_delta, texts, tasks.get(candidate.path, ""))
     if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):

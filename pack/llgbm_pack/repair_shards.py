@@ -174,8 +174,7 @@ class ShardRestorer:
 
     @functools.cached_property
     def _tasks(self) -> dict[str, str]:
-        packed = [row["checkpoint"] for row in self._rows or ()]
-        return zoo_tasks(self._options.zoo, packed)
+        return zoo_tasks(self._options.zoo, walk_zoo(self._options.zoo).nameable)
 
     @functools.cached_property
     def _matches(self) -> dict[str, Match]:

@@ -28,8 +28,13 @@ def zoo_tasks(zoo: Path, paths: Sequence[str]) -> dict[str, str]:
     An entry belongs to a checkpoint when its path ends in the checkpoint's relative path (a moved zoo), or when
     its name is one whole component of exactly one checkpoint's path.
 
+    Args:
+        zoo: The zoo.
+        paths: All its checkpoints: of a part, a name would seem to mean one that in the zoo it does not.
+
     Raises:
-        PlanError: The manifest is there and cannot be read: unsound, no regular file, or a link out of the zoo.
+        PlanError: The manifest is there and cannot be read (unsound, no regular file, or a link out of the zoo), or
+            gives one checkpoint two tasks.
     """
     manifest = zoo / MANIFEST_NAME
     if manifest.is_dir() or not (manifest.exists() or manifest.is_symlink()):
@@ -49,14 +54,16 @@ def zoo_tasks(zoo: Path, paths: Sequence[str]) -> dict[str, str]:
         ) from error
     by_component = _unique_components(paths)
     known = set(paths)
-    tasks: dict[str, str] = {}
+    claims: dict[str, tuple[str, str]] = {}
     for name, entry in _entries(value):
         task = entry.get("task")
         if not isinstance(task, str) or not task:
             continue
-        for found in _owners(name, entry, known, by_component):
-            tasks.setdefault(found, task)
-    return tasks
+        claim = (task, next(iter(_paths_of(entry)), name))
+        owner = _owner(name, entry, known, by_component)
+        if owner and claims.setdefault(owner, claim)[0] != task:
+            raise _two_tasks(owner, claims[owner], claim)
+    return {owner: task for owner, (task, _) in claims.items()}
 
 
 def _entries(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,20 +80,30 @@ def _entries(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield str(item.get("name", "")), item
 
 
-def _owners(
+def _owner(
     name: str, entry: Mapping[str, Any], known: set[str], by_component: Mapping[str, str | None]
-) -> Iterator[str]:
-    for field in _PATH_FIELDS:
-        if isinstance(entry.get(field), str):
-            parts = PurePosixPath(entry[field]).parts
-            tails = ("/".join(parts[start:]) for start in range(len(parts)))
-            match = next((tail for tail in tails if tail in known), None)
-            if match:
-                yield match
-                return
-    owner = by_component.get(name)
-    if owner:
-        yield owner
+) -> str | None:
+    for path in _paths_of(entry):
+        parts = PurePosixPath(path).parts
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        if match := next((tail for tail in tails if tail in known), None):
+            return match
+    return by_component.get(name)
+
+
+def _paths_of(entry: Mapping[str, Any]) -> list[str]:
+    return [entry[field] for field in _PATH_FIELDS if isinstance(entry.get(field), str)]
+
+
+def _two_tasks(owner: str, *claims: tuple[str, str]) -> PlanError:
+    told = " and ".join(f"{task!r} by the entry {entry!r}" for task, entry in claims)
+    return PlanError(
+        "the zoo's manifest gives a checkpoint two tasks",
+        where=owner,
+        expected="one",
+        got=told,
+        do="Mend the manifest.",
+    )
 
 
 def _unique_components(paths: Sequence[str]) -> dict[str, str | None]:

@@ -35,6 +35,14 @@ class ZooListing:
     excluded: int
     ignored: tuple[str, ...]
 
+    @property
+    def nameable(self) -> list[str]:
+        """Paths that a manifest's entry may mean: all checkpoints, those too that cannot be opened."""
+        return [
+            *(one.path for one in self.checkpoints),
+            *(one.path for one in self.rejected if one.fault),
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
