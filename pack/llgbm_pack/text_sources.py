@@ -4,12 +4,14 @@ Known shapes, all of them bounded and strict:
 
 * ``{"prompts": [...], "answers": [...], "task": "..."}`` (``probes`` stands for ``prompts`` in a probes file);
 * ``["a prompt", ...]``;
-* ``[{"prompt": ..., "response" or "answer": ..., "system": ...}, ...]``, as DnD keeps its texts;
+* ``[{"prompt": ..., "response": ..., "system": ...}, ...]``, as DnD keeps its texts (``answer``, ``completion`` or
+  ``output`` stand for ``response``);
 * ``[{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}, ...]``, ShareGPT.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 MAX_TEXT_BYTES: Final = 64 << 20
 _ASKING: Final = frozenset({"human", "user"})
 _ANSWERING: Final = frozenset({"gpt", "assistant"})
-_ANSWER_KEYS: Final = ("response", "answer")
+_ANSWER_KEYS: Final = ("response", "answer", "completion", "output")
 _PROMPT_KEYS: Final = ("prompts", "probes")
 
 
@@ -70,7 +72,7 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
             "texts cannot be read", where=path.name, got=error.strerror or str(error)
         ) from error
     try:
-        value = load_json(data, where=path.name, max_bytes=max_bytes)
+        value = load_json(data.removeprefix(codecs.BOM_UTF8), where=path.name, max_bytes=max_bytes)
     except HeaderError as error:
         raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
     return parse_texts(value, where=path.name)
@@ -103,7 +105,7 @@ def _parse_lists(value: dict[str, Any], where: str) -> TextFile:
         raise _fault("no prompts", where, 'the key "prompts"', sorted(value)[:8])
     prompts = _strings(value[key], f"{where} {key}")
     _not_empty(prompts, where)
-    answers = _strings(value.get("answers", []), f"{where} answers")
+    answers = [] if value.get("answers") is None else _strings(value["answers"], f"{where} answers")
     if len(answers) > len(prompts):
         counts = f"{len(answers)} answers"
         raise CheckpointError(
@@ -122,7 +124,7 @@ def _parse_item(item: object, where: str) -> Text:
     if "prompt" not in item:
         return _parse_conversation(item["conversations"], where)
     key = next((key for key in _ANSWER_KEYS if key in item), "")
-    answer = _string(item[key], f"{where} {key}") if key else ""
+    answer = "" if item.get(key) is None else _string(item[key], f"{where} {key}")
     return Text(_string(item["prompt"], f"{where} prompt"), answer)
 
 

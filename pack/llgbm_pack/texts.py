@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ __all__ = ["DEFAULT_MAX_TEXTS", "CheckpointTexts", "Text", "choose_texts", "read
 #: Texts kept of a checkpoint unless more or fewer are asked for.
 DEFAULT_MAX_TEXTS: Final = 1024
 _PROMPTS: Final = "prompts.json"
+_WRAPPER: Final = re.compile(r"adapter|checkpoint-[0-9]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,19 +31,12 @@ class CheckpointTexts:
         task: The task its prompts.json names, or empty.
         source: ``prompts.json``, ``probes``, ``texts-dir`` or ``name``.
         files: Files that were read; none for ``name``.
-        total: Number of texts found, before the choice.
     """
 
     texts: tuple[Text, ...]
     task: str
     source: str
     files: tuple[Path, ...]
-    total: int
-
-    @property
-    def missing_answers(self) -> int:
-        """Number of kept texts without an answer."""
-        return sum(not text.answer for text in self.texts)
 
 
 def read_texts(
@@ -60,6 +55,8 @@ def read_texts(
     The first source that exists is taken: ``prompts.json`` in the checkpoint, the delta cache's probes file,
     ``{dataset}.json`` or ``{dataset}_train.json`` in ``texts_dir`` (dataset: ``task``, else the first folder of
     ``path``), the checkpoint's own name. A source that exists and is faulty is an error, not a reason to try the next.
+    A closing ``adapter`` or ``checkpoint-N`` names no checkpoint: of ``run/adapter`` the name is ``run``, and
+    ``run/prompts.json`` holds its texts unless it has its own.
 
     Args:
         checkpoint_dir: The checkpoint.
@@ -75,10 +72,9 @@ def read_texts(
         CheckpointError: A source is unreadable, hostile, of no known shape or empty; or ``prompts.json`` is no
             regular file, or a link out of the zoo.
     """
-    prompts = checkpoint_dir / _PROMPTS
+    prompts = _own_prompts(checkpoint_dir, path)
     dataset = _dataset_file(texts_dir, path, task)
-    if prompts.exists() or prompts.is_symlink():
-        _refuse_strange(checkpoint_dir, path)
+    if prompts is not None:
         file, source, found = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
     elif probes_file is not None:
         file, source, found = probes_file, "probes", _read_shared(probes_file, max_bytes)
@@ -86,13 +82,12 @@ def read_texts(
         file, source, found = dataset, "texts-dir", _read_shared(dataset, max_bytes)
     else:
         texts = (Text(_own_name(checkpoint_dir, path), ""),)
-        return CheckpointTexts(texts=texts, task="", source="name", files=(), total=1)
+        return CheckpointTexts(texts=texts, task="", source="name", files=())
     return CheckpointTexts(
         texts=choose_texts(found.texts, path=path, seed=seed, limit=max_texts),
         task=found.task if source == _PROMPTS else "",
         source=source,
         files=(file,),
-        total=len(found.texts),
     )
 
 
@@ -115,13 +110,28 @@ def choose_texts(texts: tuple[Text, ...], *, path: str, seed: int, limit: int | 
     return tuple(texts[index] for index in [0, *sorted(ranked[: limit - 1])])
 
 
-def _refuse_strange(checkpoint_dir: Path, path: str) -> None:
-    """Refuse what must not be opened: a FIFO may hang, a link may lead to any file of this machine."""
+def _own_prompts(checkpoint_dir: Path, path: str) -> Path | None:
+    """The checkpoint's prompts.json; refused when it must not be opened.
+
+    A FIFO may hang, a link may lead to any file of this machine.
+    """
     directory = checkpoint_dir.resolve()
-    fault = file_fault(directory / _PROMPTS, _zoo_of(directory, path))
-    if fault:
-        do = "Put a regular file in its place, or remove it."
-        raise CheckpointError("texts are not read", where=_PROMPTS, got=fault, do=do)
+    parts = PurePosixPath(path).parts
+    wrapped = directory.parts[-1:] == parts[-1:] and _unwrap(parts) != parts
+    for home in [checkpoint_dir, checkpoint_dir.parent] if wrapped else [checkpoint_dir]:
+        prompts = home / _PROMPTS
+        if prompts.exists() or prompts.is_symlink():
+            fault = file_fault(home.resolve() / _PROMPTS, _zoo_of(directory, path))
+            if fault:
+                do = "Put a regular file in its place, or remove it."
+                raise CheckpointError("texts are not read", where=_PROMPTS, got=fault, do=do)
+            return prompts
+    return None
+
+
+def _unwrap(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """A path without a closing folder that names no checkpoint in particular."""
+    return parts[:-1] if len(parts) > 1 and _WRAPPER.fullmatch(parts[-1]) else parts
 
 
 def _zoo_of(directory: Path, path: str) -> Path:
@@ -164,7 +174,7 @@ def _read_version(file: Path, _size: int, _mtime_ns: int, max_bytes: int) -> Tex
 
 
 def _own_name(checkpoint_dir: Path, path: str) -> str:
-    name = PurePosixPath(path).name or checkpoint_dir.resolve().name
+    name = "".join(_unwrap(PurePosixPath(path).parts)[-1:]) or checkpoint_dir.resolve().name
     try:
         name.encode()
     except UnicodeEncodeError as error:

@@ -103,6 +103,14 @@ def test_include_exclude_and_limit(tiny, tmp_path):
     assert (report.found, report.excluded, report.packed) == (9, 7, 2)
 
 
+def test_a_name_that_two_checkpoints_have_means_neither_when_one_is_excluded(tmp_path):
+    for path in ("one/x", "two/x"):
+        write_adapter(tmp_path / "zoo" / path, 1)
+    (tmp_path / "zoo" / "manifest.json").write_text(json.dumps({"x": {"task": "T"}}))
+    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", exclude=("two/*",), workers=1))
+    assert rows(tmp_path / "out", "checkpoint", "task") == [("one/x", "one")]
+
+
 @pytest.mark.parametrize("by", ["task", "checkpoint"])
 def test_split(tiny, tmp_path, by):
     pack(tiny, tmp_path / "out", split=0.4, split_by=by, seed=3)

@@ -222,6 +222,20 @@ def test_changes_of_sources_of_sound_shards_and_new_checkpoints_do_not_matter(ma
     assert tree(root / "out") == tree(made / "out")
 
 
+def test_tasks_are_named_as_in_the_build_that_saw_a_skipped_namesake(root):
+    tensors = random_pairs(50)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    write_adapter(root / "other" / "good" / "x", 1)
+    write_adapter(root / "other" / "bad" / "x", 50, tensors=tensors)
+    (root / "other" / "manifest.json").write_text(json.dumps({"x": {"task": "T"}}))
+    build(PackOptions(zoo=root / "other", out=root / "named", workers=1))
+    before = tree(root / "named")
+    (root / "named" / FIRST).unlink()
+    done = here("repair", root / "named", "--zoo", root / "other", "-q", "--format", "json")
+    assert (done.code, done.json["restored"]) == (0, [FIRST])
+    assert tree(root / "named") == before
+
+
 def test_sources_that_the_build_had_must_be_given(root):
     (root / "out" / FIRST).unlink()
     name, reason = refuse(root, deltas=False)

@@ -61,6 +61,23 @@ def test_entries_without_a_task_say_nothing(tmp_path, entry):
     assert tasks(tmp_path, {"adapters": {"math/seven": entry}, "list": [entry]}) == {}
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"adapters": [{"path": "arc/run_1", "task": "S"}, {"path": "/moved/zoo/arc/run_1", "task": "T"}]},
+        {"seven": {"task": "S"}, "adapters": [{"path": "math/seven", "task": "T"}]},
+    ],
+)
+def test_two_tasks_for_one_checkpoint_are_refused(tmp_path, manifest):
+    with pytest.raises(PlanError, match=r"(arc/run_1|math/seven).*two tasks.*'S' by .* and 'T' by"):
+        tasks(tmp_path, manifest)
+
+
+def test_one_task_told_twice_is_one(tmp_path):
+    twice = [{"path": "arc/run_1", "task": "T"}, {"path": "/moved/zoo/arc/run_1", "task": "T"}]
+    assert tasks(tmp_path, twice) == {"arc/run_1": "T"}
+
+
 def test_a_path_of_another_zoo_is_nobodys(tmp_path):
     assert tasks(tmp_path, [{"path": "arc/run_3", "task": "T"}, {"path": "arc/run_11", "task": "T"}]) == {}
 

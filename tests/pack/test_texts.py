@@ -38,6 +38,9 @@ def read(checkpoint, **options):
         (["p", "q"], [("p", ""), ("q", "")], ""),
         ([{"prompt": "p", "response": "r", "system": "s"}], [("p", "r")], ""),
         ([{"prompt": "p", "answer": "a"}, "q"], [("p", "a"), ("q", "")], ""),
+        ([{"prompt": "p", "completion": "c"}, {"prompt": "q", "output": "o"}], [("p", "c"), ("q", "o")], ""),
+        ({"prompts": ["p", "q"], "answers": None}, [("p", ""), ("q", "")], ""),
+        ([{"prompt": "p", "response": None}], [("p", "")], ""),
         (
             [{"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "p"}]}],
             [("p", "")],
@@ -64,7 +67,6 @@ def test_shapes(checkpoint, value, texts, task):
     found = read(checkpoint)
     assert list(found.texts) == texts
     assert (found.task, found.source, found.files) == (task, "prompts.json", (checkpoint / "prompts.json",))
-    assert found.missing_answers == sum(not answer for _, answer in texts)
 
 
 def test_order_of_sources(checkpoint, tmp_path):
@@ -98,6 +100,36 @@ def test_name_is_the_last_resort(checkpoint):
     found = read(checkpoint)
     assert (found.texts, found.source, found.files) == ((Text("run1", ""),), "name", ())
     assert read_texts(checkpoint, path=".").texts == (Text("run1", ""),)
+
+
+@pytest.mark.parametrize("leaf", ["adapter", "checkpoint-300"])
+def test_a_folder_that_names_no_checkpoint_in_particular(tmp_path, leaf):
+    checkpoint = tmp_path / "zoo" / "arc" / "run1" / leaf
+    checkpoint.mkdir(parents=True)
+    path = f"arc/run1/{leaf}"
+    assert read_texts(checkpoint, path=path).texts == (Text("run1", ""),)
+    shared = write(checkpoint.parent / "prompts.json", {"prompts": ["of the run"], "task": "t"})
+    found = read_texts(checkpoint, path=path)
+    assert (found.texts, found.task, found.files) == ((Text("of the run", ""),), "t", (shared,))
+    write(checkpoint / "prompts.json", ["its own"])
+    assert read_texts(checkpoint, path=path).texts == (Text("its own", ""),)
+    assert read_texts(checkpoint, path=leaf).texts == (Text("its own", ""),)
+
+
+def test_texts_above_a_checkpoint_that_has_a_name_are_not_its_own(checkpoint):
+    write(checkpoint.parent / "prompts.json", ["of the dataset"])
+    assert read(checkpoint).source == "name"
+
+
+def test_the_zoo_itself_named_adapter_has_no_texts_above(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    write(tmp_path / "prompts.json", ["out of the zoo"])
+    assert read_texts(tmp_path / "adapter", path=".").texts == (Text("adapter", ""),)
+
+
+def test_a_byte_order_mark_is_no_fault(checkpoint):
+    (checkpoint / "prompts.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(["p"]).encode())
+    assert read(checkpoint).texts == (Text("p", ""),)
 
 
 def test_dataset_file_of_the_task_cannot_lead_out(checkpoint, tmp_path):
@@ -209,7 +241,7 @@ def test_choice_is_the_same_on_every_machine():
 
 def test_max_texts_reports_how_many_there_were(checkpoint):
     write(checkpoint / "prompts.json", [str(index) for index in range(2000)])
-    assert (len(read(checkpoint).texts), read(checkpoint).total) == (1024, 2000)
+    assert len(read(checkpoint).texts) == 1024
     assert len(read(checkpoint, max_texts=None).texts) == 2000
 
 
