@@ -73,6 +73,8 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
     progress = progress or _Silent()
     out = _place(options)
     plan = make_plan(options, out)
+    if options.strict and (plan.skipped or plan.notes):  # Known before hours of packing.
+        return _report(plan, [], plan.skipped, "", _Run(), time.monotonic() - start)
     with storage_errors(out):
         make_directory(out)
     with builder_lock(out / PACK_DIRECTORY):
@@ -86,6 +88,16 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
             digest = commit_set(plan, records, skipped).digest
             _finish(options, out)
     return _report(plan, records, skipped, digest, run, time.monotonic() - start)
+
+
+def plan_build(options: PackOptions) -> Plan:
+    """The plan that :func:`build` would follow; nothing is written.
+
+    Raises:
+        UsageError: The build would be refused.
+        StorageError: The zoo cannot be read, or the output is locked.
+    """
+    return make_plan(options, _place(options))
 
 
 def _place(options: PackOptions) -> Path:
@@ -194,13 +206,20 @@ def _report(
     matched_by: Counter[str] = Counter()
     for record in records:
         matched_by.update(record.matched_by)
+    splits: Counter[str] = Counter()
+    for job, record in zip(
+        plan.jobs, records, strict=False
+    ):  # --strict may have ended it before the first record
+        splits[job.split] += len(record.rows)
     return PackReport(
         out=str(plan.options.out),
         committed=bool(digest),
         digest=digest,
         found=plan.found,
         excluded=plan.excluded,
-        packed=sum(len(record.rows) for record in records),
+        ignored=plan.ignored,
+        packed=splits.total(),
+        splits=dict(splits),
         resumed=run.resumed,
         skipped=tuple(skipped),
         notes=(*plan.notes, *(note for record in records for note in record.notes)),

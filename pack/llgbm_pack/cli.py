@@ -78,15 +78,14 @@ def main() -> None:
 @build_options
 def build_command(arguments: BuildArguments, output: Output) -> int:
     """Pack the checkpoints under ZOO into a shard set in OUT."""
-    from llgbm_pack.build_set import build
-    from llgbm_pack.plan import make_plan
+    from llgbm_pack.build_set import build, plan_build
     from llgbm_pack.progress import progress_for
     from llgbm_pack.render import render_pack, render_plan
 
     if arguments.dry_run:
-        plan = make_plan(arguments.options)
-        _emit(output, plan.to_json(), lambda: render_plan(plan))
-        return 0
+        plan = plan_build(arguments.options)
+        _emit(output, plan.to_json(), lambda: render_plan(plan, verbose=output.verbose))
+        return plan.exit_code
     with progress_for(output) as progress:
         report = build(arguments.options, progress=progress)
     _emit(output, report.to_json(), lambda: render_pack(report, verbose=output.verbose))

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack.assignment import assign_shards
+from llgbm_pack.assignment import TRAIN, VAL, assign_shards
 from llgbm_pack.conditions import describe, load_tokenizer
 from llgbm_pack.consensus import choose_layout, keep_fitting
-from llgbm_pack.estimate import TextSize, estimate_bytes
+from llgbm_pack.estimate import estimate_bytes
 from llgbm_pack.jobs import Note, PackContext, PlannedSample, ShardJob
 from llgbm_pack.options import PackOptions
 from llgbm_pack.plan_deltas import DeltaPlan, plan_deltas
-from llgbm_pack.survey import Skip, Teacher, nothing_to_pack, survey
-from llgbm_pack.tasks import resolve_task, zoo_tasks
-from llgbm_pack.texts import read_texts
+from llgbm_pack.plan_samples import join_samples
+from llgbm_pack.survey import Skip, nothing_to_pack, survey
+from llgbm_pack.tasks import zoo_tasks
 from llgbm_pack.zoo import ZooListing, walk_zoo
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.errors import CheckpointError, PlanError
-from llgbm_shards.sample import SUFFIX, sample_key
+from llgbm_shards.sample import SUFFIX
 from llgbm_shards.texts import ConditionSpec
 
 
@@ -35,6 +34,7 @@ class Plan:
         jobs: The shards.
         found: Checkpoints found in the zoo.
         excluded: Checkpoints left out by --include, --exclude and --limit.
+        ignored: Directories of the zoo that were not entered: hidden ones, ``tmp-*``.
         skipped: Checkpoints that cannot be packed, or that a policy leaves out.
         notes: Warnings.
         text_sources: Checkpoints by where their texts come from.
@@ -47,6 +47,7 @@ class Plan:
     jobs: tuple[ShardJob, ...]
     found: int
     excluded: int
+    ignored: tuple[str, ...]
     skipped: tuple[Skip, ...]
     notes: tuple[Note, ...]
     text_sources: dict[str, int]
@@ -56,12 +57,34 @@ class Plan:
     @property
     def samples(self) -> int:
         """Checkpoints to pack."""
-        return sum(len(job.samples) for job in self.jobs)
+        return sum(self.splits.values())
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Checkpoints to pack, by split."""
+        counts: Counter[str] = Counter()
+        for job in self.jobs:
+            counts[job.split] += len(job.samples)
+        return dict(counts)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a checkpoint will be skipped for a fault, as of the build itself."""
+        return int(any(skip.fault for skip in self.skipped))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as ``--dry-run --format json`` prints it."""
         layout = self.context.layout
-        names = ("found", "excluded", "samples", "text_sources", "estimated_bytes", "fingerprint")
+        names = (
+            "found",
+            "excluded",
+            "ignored",
+            "samples",
+            "splits",
+            "text_sources",
+            "estimated_bytes",
+            "fingerprint",
+        )
         fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         return {
             **fields,
@@ -112,7 +135,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
     conditions, notes = _conditions(options)
     tasks = zoo_tasks(options.zoo, whole.nameable)
-    samples, texts, faults = _join(teachers, deltas, tasks, options)
+    samples, texts, faults = join_samples(teachers, deltas, tasks, options)
     skipped += faults
     if not samples:
         raise nothing_to_pack(options.zoo, skipped, excluded)
@@ -136,8 +159,9 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         jobs=jobs,
         found=len(listing.checkpoints) + len(listing.rejected) + listing.excluded,
         excluded=excluded,
+        ignored=listing.ignored,
         skipped=tuple(sorted(skipped, key=lambda skip: skip.checkpoint)),
-        notes=(*notes, *deltas.notes),
+        notes=(*notes, *deltas.notes, *_empty_splits(jobs, options)),
         text_sources=dict(sorted(Counter(found.source for found in texts).items())),
         estimated_bytes=estimate_bytes(context, texts, len(jobs)),
         fingerprint=_fingerprint(options, jobs),
@@ -153,55 +177,6 @@ def _conditions(options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]
         return None, []
     spec, note = describe(load_tokenizer(options.text_tokenizer), forms=options.forms, joiner=options.joiner)
     return spec, [Note(checkpoint="", what=note)] if note else []
-
-
-def _join(
-    teachers: Sequence[Teacher], deltas: DeltaPlan, tasks: Mapping[str, str], options: PackOptions
-) -> tuple[list[PlannedSample], list[TextSize], list[Skip]]:
-    """Read and check the texts of each teacher, and put together what belongs together."""
-    samples: list[PlannedSample] = []
-    texts: list[TextSize] = []
-    faults: list[Skip] = []
-    for teacher in teachers:
-        match = deltas.matches.get(teacher.path)
-        zoo_task = tasks.get(teacher.path, "")
-        try:
-            found = read_texts(
-                teacher.weights.parent,
-                path=teacher.path,
-                texts_dir=options.texts,
-                task=zoo_task,
-                probes_file=match.entry.probes_file if match else None,
-                max_texts=options.max_texts,
-                seed=options.seed,
-            )
-        except CheckpointError as error:
-            faults.append(Skip(teacher.path, str(error)))
-            continue
-        texts.append(TextSize.of(found.source, found.texts))
-        samples.append(
-            PlannedSample(
-                path=teacher.path,
-                key=sample_key(teacher.path),
-                task=resolve_task(teacher.path, zoo_task, found.task),
-                base_model=teacher.base_model,
-                weights=teacher.weights,
-                config=teacher.config,
-                zoo_task=zoo_task,
-                text_files=found.files,
-                delta=match.entry if match else None,
-                matched_by=match.matched_by if match else "",
-            )
-        )
-    _refuse_equal_keys(samples)
-    return samples, texts, faults
-
-
-def _refuse_equal_keys(samples: Sequence[PlannedSample]) -> None:
-    keys = Counter(sample.key for sample in samples)
-    twice = [sample.path for sample in samples if keys[sample.key] > 1]
-    if twice:
-        raise PlanError("two checkpoints have the same key", got=", ".join(twice), do="Rename one of them.")
 
 
 def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, ...]:
@@ -231,6 +206,18 @@ def _jobs(
         )
         for shard in assigned
     )
+
+
+def _empty_splits(jobs: Sequence[ShardJob], options: PackOptions) -> list[Note]:
+    """A split that is asked for and gets nothing would be missed only when it is to be read."""
+    if not options.split:
+        return []
+    empty = [split for split in (TRAIN, VAL) if all(job.split != split for job in jobs)]
+    groups = "tasks go whole into one split" if options.split_by == "task" else "there are few checkpoints"
+    what = (
+        f"no checkpoint falls into the split {{}}: {groups}; another --seed, --split or --split-by may help"
+    )
+    return [Note(checkpoint="", what=what.format(split)) for split in empty]
 
 
 def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:

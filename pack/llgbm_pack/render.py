@@ -24,7 +24,7 @@ _ADVICE: Final = {
 }
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: Plan, *, verbose: bool) -> str:
     """What ``--dry-run`` prints."""
     layout = plan.context.layout
     lines = [
@@ -33,8 +33,10 @@ def render_plan(plan: Plan) -> str:
         f"members    {', '.join(plan.context.members)}",
         f"texts      {_counts(plan.text_sources)}",
         f"deltas     {_counts(plan.to_json()['matched_by']) or 'none'}",
+        f"splits     {_counts(plan.splits)}",
         f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)",
     ]
+    lines += _ignored(plan.ignored, verbose)
     return "\n".join([*lines, *_skips(plan.skipped, all_of_them=True), *_notes(plan.notes, all_of_them=True)])
 
 
@@ -47,10 +49,12 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
         f"deltas     {_counts(report.matched_by) or 'none'}",
         f"texts      {_counts(report.text_sources)}"
         + (f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""),
+        f"splits     {_counts(report.splits) or 'none'}",
         f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
         f"rate       {_rate(report)}",
         f"digest     {report.digest or 'not committed: --strict, and something was skipped or warned about'}",
     ]
+    lines += _ignored(report.ignored, verbose)
     lines += [f"equal      {', '.join(group)}" for group in report.duplicates[: None if verbose else _FEW]]
     return "\n".join(
         [*lines, *_skips(report.skipped, all_of_them=verbose), *_notes(report.notes, all_of_them=verbose)]
@@ -189,6 +193,16 @@ def _verdict(needed: float, got: float) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name or '(unknown)'}" for name, count in counts.items())
+
+
+def _ignored(folders: Sequence[str], verbose: bool) -> list[str]:
+    """Folders that the walk did not enter: adapters in them would be missed."""
+    if not folders:
+        return []
+    shown = folders if verbose else folders[:3]
+    return [
+        f"ignored    {len(folders)} hidden or tmp- folders: {', '.join(shown)}{', ...' * (len(shown) < len(folders))}"
+    ]
 
 
 def _skips(skipped: Sequence[Skip], *, all_of_them: bool) -> list[str]:

@@ -19,7 +19,9 @@ class PackReport:
         digest: Digest of ``shardset.json``, to be pinned; "" when not committed.
         found: Checkpoints found in the zoo.
         excluded: Left out by --include, --exclude and --limit.
+        ignored: Directories of the zoo that were not entered: hidden ones, ``tmp-*``.
         packed: Samples in the set.
+        splits: Of these, the samples of each split.
         resumed: Of these, samples of shards that an earlier run had finished.
         skipped: Checkpoints not packed, each with its reason.
         notes: Warnings.
@@ -40,7 +42,9 @@ class PackReport:
     digest: str
     found: int
     excluded: int
+    ignored: tuple[str, ...]
     packed: int
+    splits: dict[str, int]
     resumed: int
     skipped: tuple[Skip, ...]
     notes: tuple[Note, ...]

@@ -27,7 +27,8 @@ class ZooListing:
         checkpoints: What can be opened as a checkpoint.
         rejected: What looks like one and is not packed, with the reason.
         excluded: Count of checkpoints and rejections that include and exclude patterns left out.
-        ignored: Paths of directories that were not entered: hidden ones, ``tmp-*``.
+        ignored: Paths of directories that were not entered: hidden ones, ``tmp-*``. A hub cache's own ones,
+            which hold nothing but what its snapshots link to, are not listed.
     """
 
     checkpoints: tuple[Candidate, ...]
@@ -147,9 +148,7 @@ def _enter(
     in_hub_repository = directory.name.startswith("models--")
     for entry in entries:
         below = entry.name if path == "." else f"{path}/{entry.name}"
-        hidden = entry.name.startswith((".", "tmp-")) or (
-            in_hub_repository and entry.name in {"blobs", "refs"}
-        )
+        hidden = entry.name.startswith((".", "tmp-"))
         if not _is_text(entry.name):
             if entry.is_folder or entry.name.endswith(".safetensors"):
                 shown = os.fsencode(below).decode("utf-8", "backslashreplace")
@@ -158,7 +157,7 @@ def _enter(
             _note_link(directory / entry.name, below, found, root)
         elif entry.is_folder and hidden:
             found.ignored.append(below)
-        elif entry.is_folder:
+        elif entry.is_folder and not (in_hub_repository and entry.name in {"blobs", "refs"}):
             yield directory / entry.name, below
 
 

@@ -12,12 +12,16 @@ from typing import Final
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-_PICKLES: Final = re.compile(r"(adapter_model|pytorch_lora_weights|[0-9]+)\.(bin|pt|pth|ckpt|pkl)")
+#: A pickle in the place of the weights, and pickles that are an adapter each.
+_PICKLED_WEIGHTS: Final = re.compile(r"(adapter_model|pytorch_lora_weights)\.(bin|pt|pth|ckpt|pkl)")
+_PICKLES: Final = re.compile(r"(.*(adapter|lora).*|[0-9]+)\.(bin|pt|pth|ckpt|pkl)", re.IGNORECASE)
+_PICKLE: Final = "a pickle, which is never opened; save it as safetensors"
 _SHARD: Final = re.compile(r".*-[0-9]+-of-[0-9]+\.safetensors")
 _WHOLE_MODEL: Final = re.compile(r"(pytorch_)?model(-[0-9]+-of-[0-9]+)?\.safetensors")
-#: Training state beside an adapter, and files that a writer had not finished.
+#: Training state beside an adapter, files that a writer had not finished, and what is no LoRA by its name.
 _IGNORED_FILES: Final = re.compile(
-    r"(tmp-|\.|optimizer|optim_|scheduler|rng_state|random_states|training_state).*"
+    r"tmp-.*|\..*|(optimizer|scheduler)([-_.]?[0-9]+)?\.[a-z]+"
+    r"|(optim_|rng_state|random_states|training_state).*|(value_head|new_embeddings)\.safetensors"
 )
 
 
@@ -87,40 +91,39 @@ def adapters_of(directory: Path, path: str, names: set[str], root: Path) -> Iter
         names: Names of its files, links and special files.
         root: The zoo, resolved.
     """
-    loose = sorted(name for name in names if _is_loose(name, names))
+    refused = {name: why for name in sorted(names) if (why := _refusal(name, names))}
+    loose = sorted(name for name in names - refused.keys() if _is_loose(name))
     if WEIGHTS in names:
         yield _checked(path, directory, WEIGHTS, names, root)
-    elif pickles := sorted(name for name in names if _PICKLES.fullmatch(name) and not name[0].isdigit()):
-        yield Rejected(path, f"{pickles[0]} is a pickle, which is never opened; save it as safetensors", True)
+    elif pickles := sorted(name for name in names if _PICKLED_WEIGHTS.fullmatch(name)):
+        yield Rejected(path, f"{pickles[0]} is {_PICKLE}", True)
     elif CONFIG in names and not loose:
         yield Rejected(path, f"{CONFIG} without {WEIGHTS}", True)
-    yield from _strange_files(path, names)
+    for name, (reason, fault) in refused.items():
+        yield Rejected(_below(path, name), reason, fault)
     for name in loose:
         stem = name.removesuffix(".safetensors")
         yield _checked(_below(path, stem), directory, name, names, root)
 
 
-def _is_loose(name: str, names: set[str]) -> bool:
-    """Whether a file is an adapter by itself: any safetensors file, but beside an adapter only a numbered one."""
-    if not name.endswith(".safetensors") or name == WEIGHTS or _IGNORED_FILES.fullmatch(name):
-        return False
-    if _SHARD.fullmatch(name) or _WHOLE_MODEL.fullmatch(name):
-        return False
-    return WEIGHTS not in names or name.removesuffix(".safetensors").isdecimal()
+def _is_loose(name: str) -> bool:
+    """Whether a file is an adapter without a folder of its own."""
+    return name.endswith(".safetensors") and name != WEIGHTS and not _IGNORED_FILES.fullmatch(name)
 
 
-def _strange_files(path: str, names: set[str]) -> Iterator[Rejected]:
-    for name in sorted(names):
-        if _PICKLES.fullmatch(name) and name[0].isdigit():
-            yield Rejected(
-                _below(path, name), "a pickle, which is never opened; save it as safetensors", True
-            )
-        elif _WHOLE_MODEL.fullmatch(name):
-            yield Rejected(_below(path, name), "a whole model, not an adapter", False)
-        elif _SHARD.fullmatch(name):
-            yield Rejected(
-                _below(path, name), "a part of an adapter in several files; save it as one file", True
-            )
+def _refusal(name: str, names: set[str]) -> tuple[str, bool] | None:
+    """Why a file that looks like a checkpoint by itself is not packed, and whether that is a fault."""
+    if _IGNORED_FILES.fullmatch(name) or _PICKLED_WEIGHTS.fullmatch(name):
+        return None
+    if _PICKLES.fullmatch(name):
+        return _PICKLE, True
+    if _WHOLE_MODEL.fullmatch(name):
+        return "a whole model, not an adapter", False
+    if _SHARD.fullmatch(name):
+        return "a part of an adapter in several files; save it as one file", True
+    if WEIGHTS in names and _is_loose(name) and not name.removesuffix(".safetensors").isdecimal():
+        return f"beside {WEIGHTS}, which is packed; move it to a folder of its own", True
+    return None
 
 
 def _checked(path: str, directory: Path, name: str, names: set[str], root: Path) -> Candidate | Rejected:

@@ -13,7 +13,7 @@ from llgbm_shards import check
 from support.commands import here
 from support.refusals import pack, refused
 from support.spoil import ONE_BAD, pickle, truncate, with_value
-from support.tiny_zoo import tree, write_adapter
+from support.tiny_zoo import random_pairs, tree, write_adapter
 
 GOOD = 4
 
@@ -136,9 +136,30 @@ def test_strict_commits_nothing(zoo):
     done = pack(zoo, "--strict")
     assert done.code == 1
     assert "not committed: --strict" in done.out
-    assert not (zoo.parent / "out/shardset.json").exists()
+    assert "beta/bad" in done.out
+    assert not (zoo.parent / "out").exists(), "what the plan knows is not packed first"
     assert pack(zoo).code == 1
     assert (zoo.parent / "out/shardset.json").exists()
+
+
+def test_strict_commits_nothing_when_a_fault_shows_only_in_packing(zoo):
+    tensors = random_pairs(9)
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    write_adapter(zoo / "beta/bad", 9, tensors=tensors)
+    done = pack(zoo, "--strict")
+    assert (done.code, (zoo.parent / "out/shardset.json").exists()) == (1, False)
+    assert "not committed: --strict" in done.out
+    assert pack(zoo).code == 1
+    assert (zoo.parent / "out/shardset.json").exists()
+
+
+def test_the_dry_run_ends_as_the_build_would(zoo):
+    assert pack(zoo, "--dry-run").code == 0
+    assert pack(zoo).code == 0
+    refused(pack(zoo, "--dry-run"), "this set is finished", "--overwrite")
+    assert pack(zoo, "--dry-run", "--overwrite").code == 0
+    pickle(zoo / "beta/bad")
+    assert pack(zoo, "--dry-run", "--overwrite").code == 1
 
 
 def test_no_such_tokenizer(zoo):

@@ -123,6 +123,24 @@ def test_split(tiny, tmp_path, by):
     assert list((tmp_path / "out").glob("val-000000.tar"))
 
 
+@pytest.mark.parametrize(("split", "empty"), [(1e-9, "val"), (1 - 1e-9, "train")])
+def test_a_split_that_gets_nothing_is_told(tiny, tmp_path, split, empty):
+    report = pack(tiny, tmp_path / "out", split=split)
+    assert report.splits == {{"val": "train", "train": "val"}[empty]: 9}
+    [note] = report.notes
+    assert f"no checkpoint falls into the split {empty}" in note.what
+    assert pack(tiny, tmp_path / "none", split=0).notes == ()
+
+
+def test_folders_that_are_not_entered_are_told(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    write_adapter(tmp_path / "copy" / "zoo" / "alpha" / "tmp-run_9", 1)
+    report = pack(tmp_path / "copy", tmp_path / "out")
+    assert (report.found, report.ignored) == (9, ("alpha/tmp-run_9",))
+    done = here("build", tmp_path / "copy" / "zoo", tmp_path / "x", "--dry-run")
+    assert "ignored    1 hidden or tmp- folders: alpha/tmp-run_9" in done.out
+
+
 def test_shard_bytes_and_seed(tiny, tmp_path):
     assert pack(tiny, tmp_path / "one", shard_bytes=1).shards == 9
     assert pack(tiny, tmp_path / "all").shards == 3

@@ -157,7 +157,7 @@ def test_hub_cache(tmp_path):
         Candidate("models--org--lora/snapshots/abc", snapshot / WEIGHTS, snapshot / CONFIG),
     )
     assert listing.rejected == ()
-    assert listing.ignored == ("models--org--lora/blobs", "models--org--lora/refs")
+    assert listing.ignored == ()
     assert _paths(walk_zoo(tmp_path / "models--org--lora")) == ["snapshots/abc"]
 
 

@@ -63,6 +63,30 @@ def test_numbered_pickles_are_listed_each(tmp_path):
     assert list(_faults(walk_zoo(tmp_path))) == ["d/1.pt", "d/2.bin"]
 
 
+def test_named_pickles_are_listed_each(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("lora_1.pt", "my_Adapter.ckpt", "tokenizer.bin", "training_args.bin"):
+        (tmp_path / "d" / name).write_text("pickle")
+    assert list(_faults(walk_zoo(tmp_path))) == ["d/lora_1.pt", "d/my_Adapter.ckpt"]
+
+
+def test_another_adapter_beside_the_adapter_is_not_lost_without_a_word(tmp_path):
+    folder = _adapter(tmp_path / "a")
+    for name in ("adapter_model_best.safetensors", "value_head.safetensors", "new_embeddings.safetensors"):
+        (folder / name).write_text("w")
+    listing = walk_zoo(tmp_path)
+    assert _paths(listing) == ["a"]
+    assert _faults(listing) == {
+        "a/adapter_model_best.safetensors": f"beside {WEIGHTS}, which is packed; move it to a folder of its own"
+    }
+
+
+def test_an_adapter_whose_name_begins_like_training_state(tmp_path):
+    for name in ("scheduler_lora", "optimizer-7b"):
+        (tmp_path / f"{name}.safetensors").write_text("w")
+    assert _paths(walk_zoo(tmp_path)) == ["optimizer-7b", "scheduler_lora"]
+
+
 def test_a_config_without_weights_is_a_fault(tmp_path):
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / CONFIG).write_text("{}")
