@@ -128,6 +128,20 @@ class AcceleratorOps:
         tensor.record_stream(stream)
 
 
+def parse_device(device: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UsageError: It is no device's name.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            "not a device", where="option device", expected="cpu, cuda, cuda:1, ...", got=repr(device)
+        ) from error
+
+
 def device_ops(device: torch.device) -> DeviceOps | None:
     """How to move batches to a device; None for the CPU, where they already are.
 

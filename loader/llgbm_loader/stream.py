@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import webdataset
 
-from llgbm_loader.device import device_ops
+from llgbm_loader.device import device_ops, parse_device
 from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions
 from llgbm_loader.stats import LoaderStats
 from llgbm_loader.stream_source import StreamSource
@@ -104,7 +104,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         )
         stream = StreamOptions(
             batch_size=batch_size,
-            device=torch.device(device),
+            device=parse_device(device),
             shuffle=shuffle,
             rank=rank,
             world_size=world_size,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from llgbm_pack.options import DTYPES, FORMS, MISSING_DELTA, SPLIT_BY, PackOptions
 from llgbm_shards.layout import TOKEN_ORDERS
@@ -160,15 +161,35 @@ _BUILD_OPTIONS: Final = (
 )  # fmt: skip
 
 
+#: Options that do nothing without another one, which then was forgotten or mistyped.
+_NEEDS: Final = {
+    "forms": "text_tokenizer",
+    "joiner": "text_tokenizer",
+    "maps": "deltas",
+    "missing_delta": "deltas",
+    "split_by": "split",
+}
+
+
+def _refuse_useless(values: dict[str, Any]) -> None:
+    context = click.get_current_context()
+    for name, needed in _NEEDS.items():
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and not values[needed]:
+            flag, of = (_flag(option, context) for option in (name, needed))
+            raise click.UsageError(f"{flag} is of no use without {of}.")
+
+
+def _flag(name: str, context: click.Context) -> str:
+    return next(option.opts[0] for option in context.command.params if option.name == name)
+
+
 def build_options(command: Callable[..., int]) -> Callable[..., int]:
     """Add the arguments and options of ``build``, handed to the command as ``arguments``."""
 
     @functools.wraps(command)
     def wrapped(dry_run: bool, output: Output, **values: Any) -> int:
-        for name, needed in (("forms", "text_tokenizer"), ("maps", "deltas")):
-            if values[name] and values[needed] is None:
-                flag, of = f"--{name.removesuffix('s')}", f"--{needed.replace('_', '-')}"
-                raise click.UsageError(f"{flag} is of no use without {of}.")
+        _refuse_useless(values)
         values["forms"] = values["forms"] or ("prompt",)
         values["max_texts"] = values["max_texts"] or None
         arguments = BuildArguments(options=PackOptions(**values), dry_run=dry_run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ SPLIT_BY: Final = ("task", "checkpoint")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
     """Options of a build; the names are those of ``llgbm-pack build``.
+
+    Paths may be given as strings, tuples as any sequence; what cannot be is a UsageError.
 
     Attributes:
         zoo: Tree of teacher checkpoints.
@@ -77,6 +80,11 @@ class PackOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("zoo", "out", "deltas", "texts"):
+            _set(self, name, _path(name, getattr(self, name)))
+        for name in ("forms", "include", "exclude"):
+            _set(self, name, _strings(name, getattr(self, name)))
+        _set(self, "maps", _pairs(self.maps))
         _one_of("missing_delta", self.missing_delta, MISSING_DELTA)
         _one_of("token_order", self.token_order, TOKEN_ORDERS)
         _one_of("dtype", self.dtype, DTYPES)
@@ -89,15 +97,15 @@ class PackOptions:
             )
         for name in ("rank", "chunk", "max_texts", "limit", "shard_bytes", "workers"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError("must be at least 1", where=name, got=str(value))
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise UsageError("must be a positive number", where="alpha", got=str(self.alpha))
-        if not -(2**63) <= self.seed < 2**63:
-            raise UsageError("must fit 64 bits", where="seed", got=str(self.seed))
-        if not 0 <= self.split < 1:
+            if (value is not None or name == "shard_bytes") and not (_is_count(value) and value > 0):
+                raise UsageError("must be at least 1", where=name, expected="a whole number", got=repr(value))
+        if self.alpha is not None and not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
+            raise UsageError("must be a positive number", where="alpha", got=repr(self.alpha))
+        if not (_is_count(self.seed) and -(2**63) <= self.seed < 2**63):
+            raise UsageError("must fit 64 bits", where="seed", expected="a whole number", got=repr(self.seed))
+        if not (_is_number(self.split) and 0 <= self.split < 1):
             raise UsageError(
-                "must be a fraction", where="split", expected="0 <= val < 1", got=str(self.split)
+                "must be a fraction", where="split", expected="0 <= val < 1", got=repr(self.split)
             )
         _separate(self.zoo, self.out)
 
@@ -132,8 +140,53 @@ class PackOptions:
         }
 
 
+def _set(options: PackOptions, name: str, value: object) -> None:
+    object.__setattr__(options, name, value)  # frozen for everybody else
+
+
+def _path(name: str, value: object) -> Path | None:
+    if value is None and name not in ("zoo", "out"):
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError("not a path", where=name, got=repr(value))
+    path = Path(value)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UsageError(
+            "the path is not UTF-8", where=name, got=shown, do="Rename the directory, or link to it."
+        ) from error
+    return path
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=repr(value))
+    strings = tuple(value)
+    if not all(isinstance(item, str) for item in strings):
+        raise UsageError("not a sequence of strings", where=name, got=repr(strings))
+    return strings
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    rows = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    pairs = [_strings("maps", row) for row in rows]
+    if not all(len(pair) == 2 and pair[0] for pair in pairs):
+        raise UsageError("not pairs", where="maps", expected="(old, new) prefixes", got=repr(value))
+    return tuple((old, new) for old, new in pairs)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_count(value) or isinstance(value, float)
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if value not in allowed:  # also what is no string at all
         raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=repr(value))
 
 

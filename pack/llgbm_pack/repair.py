@@ -21,12 +21,12 @@ from llgbm_pack.repair_options import RepairOptions
 from llgbm_pack.repair_shards import ShardRestorer
 from llgbm_pack.shard_record import PACK_DIRECTORY
 from llgbm_shards.check_set import check
-from llgbm_shards.errors import DamageError, RepairError, StorageError, UsageError
+from llgbm_shards.errors import DamageError, RepairError, UsageError
 from llgbm_shards.findings import CheckReport, Finding
 from llgbm_shards.index import INDEX_NAME
 from llgbm_shards.record import RECORD_NAME, CommitRecord
 from llgbm_shards.shardset import ShardSet, read_record
-from llgbm_shards.storage import remove_temporary, storage_errors
+from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
 
 _PLAN_NAME = "plan.json"
 Say = Callable[[str], None]
@@ -82,8 +82,7 @@ def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport
         StorageError: The set cannot be read or written, or is locked.
     """
     start = time.monotonic()
-    if not options.out.is_dir():
-        raise StorageError("no such directory", where=str(options.out))
+    require_set_directory(options.out)
     if (options.out / PACK_DIRECTORY / _PLAN_NAME).exists():
         raise UsageError(
             "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."

@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 from llgbm_shards.deep import DeepCheck
-from llgbm_shards.errors import DamageError, LlgbmError, StorageError, UsageError
+from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
 from llgbm_shards.index import INDEX_NAME
 from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.set_files import check_extra, check_files, check_presence, finding_of, identify, read_twice
 from llgbm_shards.shardset import ShardSet
+from llgbm_shards.storage import require_set_directory
 
 Progress = Callable[[int], None]
 _DAY_S: Final = 86_400
@@ -64,8 +65,7 @@ def check(
     if not 0 < sample <= 1:
         raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=str(sample))
     root = Path(path)
-    if not root.is_dir():
-        raise StorageError("no such directory", where=str(path), do="Name the directory that a build wrote.")
+    require_set_directory(root)
     window = _Window(sample, int(time.time() // _DAY_S) if seed is None else seed)
     workers = workers or len(os.sched_getaffinity(0))
     return _Check(os.fspath(path), root, level, window, workers, progress).run(expect_digest)

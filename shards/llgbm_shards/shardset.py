@@ -21,7 +21,7 @@ from llgbm_shards.index import INDEX_NAME, decode_index, refuse_many_rows
 from llgbm_shards.layout import Layout
 from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, ShardEntry, parse_record
 from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
-from llgbm_shards.storage import read_file, storage_errors
+from llgbm_shards.storage import read_file, require_set_directory, storage_errors
 
 #: Longest json member accepted.
 MAX_JSON_BYTES: Final = 96 << 20
@@ -246,6 +246,7 @@ def read_record(path: Path) -> CommitRecord:
         DamageError: There is none (the set is unfinished), or it is damaged.
         StorageError: It cannot be read.
     """
+    require_set_directory(path)
     record = path / RECORD_NAME
     with storage_errors(record):
         if not os.path.lexists(record):
@@ -263,8 +264,7 @@ def _no_record(path: Path) -> DamageError:
     else:
         what = "not a shard set"
         do = "Name the directory that a build wrote."
-    got = "no such file" if path.is_dir() else "no such directory"
-    return DamageError(what, shard=str(path), expected=RECORD_NAME, got=got, do=do)
+    return DamageError(what, shard=str(path), expected=RECORD_NAME, got="no such file", do=do)
 
 
 def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:

@@ -68,6 +68,14 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def require_set_directory(path: Path) -> None:
+    """Raises StorageError when there is no directory to look for a set in."""
+    with storage_errors(path):
+        if not path.is_dir():
+            do = "Name the directory that a build wrote."
+            raise StorageError("no such directory", where=str(path), do=do)
+
+
 def make_directory(path: Path) -> None:
     """Make a directory and the parents it lacks, all of them durable: a name is, once its own parent is synced."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]

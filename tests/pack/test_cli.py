@@ -136,6 +136,10 @@ def test_verbose_lists_everything(tmp_path):
         (["--map", "old", "--deltas", "."], "not OLD=NEW"),
         (["--map", "old=new"], "--map is of no use without --deltas"),
         (["--form", "answer"], "--form is of no use without --text-tokenizer"),
+        (["--joiner", " "], "--joiner is of no use without --text-tokenizer"),
+        (["--map", "a=b"], "--map is of no use without --deltas"),
+        (["--missing-delta", "skip"], "--missing-delta is of no use without --deltas"),
+        (["--split-by", "checkpoint"], "--split-by is of no use without --split"),
         (["--form", "answer", "--form", "answer", "--text-tokenizer", "x"], "each form once"),
         (["--alpha", "nan"], "positive number"),
         (["--alpha", "-1"], "positive number"),
@@ -174,6 +178,23 @@ def test_exit_codes_of_check(tiny, tmp_path):
     assert here("check", tiny / "out").code == 0
     assert here("check", tiny / "out", "--expect-digest", "0" * 64).code == 1
     assert here("check", tmp_path / "none").code == 3
+
+
+@pytest.mark.parametrize(
+    "command", [("check",), ("inspect",), ("export", "key", "dest"), ("stats", "-o", "file"), ("bench",)]
+)
+def test_no_such_set(tmp_path, command):
+    name, *more = command
+    done = here(name, tmp_path / "nowhere", *more)
+    assert (done.code, done.out) == (3, "")
+    assert "nowhere: no such directory" in done.err
+
+
+def test_no_such_device(tiny):
+    for device in ("nonsense", "cuda:99", "cpu:x"):
+        done = here("bench", tiny / "out", "--device", device)
+        assert (done.code, done.out) == (2, "")
+        assert device in done.err
 
 
 def test_inspect_in_words(tiny, key):

@@ -100,8 +100,9 @@ def test_lost_record_differs_from_a_directory_without_a_set(made, tmp_path):
     assert found(made.path)[0][2].startswith("the commit record is missing")
     (tmp_path / "empty").mkdir()
     assert found(tmp_path / "empty")[0][2].startswith("not a shard set")
-    with pytest.raises(StorageError, match="no such directory"):
-        check(tmp_path / "nowhere")
+    for opened in (check, ShardSet):
+        with pytest.raises(StorageError, match="no such directory"):
+            opened(tmp_path / "nowhere")
 
 
 def test_stale_index_is_named_and_does_not_hide_damage(made, tmp_path):
