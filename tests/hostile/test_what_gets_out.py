@@ -73,6 +73,8 @@ def test_no_refusal_tells_them(tmp_path, url):
     for args in (
         ["build", url, tmp_path / "out"],
         ["check", url],
+        ["inspect", url],
+        ["repair", url, "--zoo", tmp_path / "zoo"],
         ["build", tmp_path / "zoo", tmp_path / "out", "--deltas", url],
     ):
         done = here(*args)
