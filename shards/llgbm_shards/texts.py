@@ -254,12 +254,6 @@ def rebuild_into(
         mask[start : start + used] = 1
 
 
-def longest_length(texts: Sequence[NDArray[np.int32]], spec: ConditionSpec, limit: int) -> int:
-    """Length that ``padding="longest"`` gives a batch of these texts, never above ``limit``."""
-    check_length(limit, spec)
-    return min(limit, max(max((ids.size for ids in texts), default=0) + spec.num_special, 1))
-
-
 def check_length(length: int, spec: ConditionSpec) -> None:
     """Refuse a length with no room for text.
 

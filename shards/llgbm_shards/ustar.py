@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from llgbm_shards.errors import DamageError, UsageError
 
@@ -18,14 +18,6 @@ BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
 MAX_MEMBER_BYTES: Final = 8**11 - 1
 _ZEROS: Final = memoryview(bytes(BLOCK))
-
-
-class Reader(Protocol):
-    """What the strict reader needs of a file."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +98,6 @@ def parse(block: bytes, offset: int, shard: str) -> Member:
         expected="a canonical USTAR header",
         got=f"other bytes at offset {offset}",
     )
-
-
-def read_exact(file: Reader, size: int, shard: str, offset: int) -> bytes:
-    """``size`` bytes, or an error that says the shard is cut short."""
-    data = file.read(size)
-    if len(data) != size:
-        raise DamageError(
-            "truncated", shard=shard, expected=f"{offset + size} bytes", got=f"{offset + len(data)} bytes"
-        )
-    return data
 
 
 def check_padding(block: bytes | memoryview, shard: str, offset: int) -> None:

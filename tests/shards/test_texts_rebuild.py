@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llgbm_shards.errors import HeaderError, UsageError
-from llgbm_shards.texts import ConditionSpec, RaggedTexts, longest_length, rebuild, rebuild_into
+from llgbm_shards.texts import ConditionSpec, RaggedTexts, rebuild, rebuild_into
 
 
 def make_spec(**changes):
@@ -79,13 +79,6 @@ def test_no_room_for_text_is_refused(length):
 def test_batch_of_another_shape_is_refused():
     with pytest.raises(UsageError, match="shape"):
         rebuild_into([ids(7)], make_spec(), np.zeros((2, 8), np.int64), np.zeros((2, 8), np.int64))
-
-
-def test_longest_length():
-    texts = [ids(7), ids(7, 8, 9, 10)]
-    assert longest_length(texts, make_spec(), 512) == 7
-    assert longest_length(texts, make_spec(), 6) == 6
-    assert longest_length([ids()], make_spec(prefix=(), suffix=()), 6) == 1
 
 
 def test_spec_survives_json():
