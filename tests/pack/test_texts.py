@@ -239,7 +239,7 @@ def test_choice_is_the_same_on_every_machine():
     assert [text.prompt for text in chosen] == ["0", "5", "10", "15", "16"]
 
 
-def test_max_texts_reports_how_many_there_were(checkpoint):
+def test_so_many_texts_are_kept_unless_told_otherwise(checkpoint):
     write(checkpoint / "prompts.json", [str(index) for index in range(2000)])
     assert len(read(checkpoint).texts) == 1024
     assert len(read(checkpoint, max_texts=None).texts) == 2000
