@@ -7,7 +7,6 @@ not do the work, 130 interrupted. Heavy imports happen inside the command that n
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from llgbm_pack.cli_check import CheckArguments, check_options, run_check
 from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options, repair_options
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import LlgbmError
+from llgbm_shards.printable import printable, printable_json
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -44,17 +44,21 @@ def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except click.ClickException as error:
         said = io.StringIO()
         error.show(file=said)
-        click.echo(without_credentials(said.getvalue()), err=True, nl=False)
+        click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)
         code = 130
     except LlgbmError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(printable(f"error: {error}"), err=True)
         code = error.exit_code
     except (BrokenPipeError, SystemExit):
         # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 3
+    except (OSError, MemoryError) as error:
+        # 1 would say that something is not sound; this says nothing of it.
+        click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
         code = 3
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -62,9 +66,9 @@ def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _emit(output: Output, value: dict[str, Any], text: Callable[[], str]) -> None:
     """Print a result in the format asked for."""
     if output.format == "json":
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+        click.echo(printable_json(value))
     else:
-        click.echo(text())
+        click.echo(printable(text()))
 
 
 @click.group(cls=_Program, context_settings=_CONTEXT)
@@ -97,7 +101,7 @@ def _check(arguments: CheckArguments, output: Output) -> int:
 
     checked = run_check(arguments)
     _emit(output, checked.to_json(), lambda: render_check(checked, verbose=output.verbose))
-    return checked.report.exit_code
+    return checked.exit_code
 
 
 @main.command("check")

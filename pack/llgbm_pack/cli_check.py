@@ -67,6 +67,11 @@ class Checked:
     against: AgainstReport | None
     problem: str
 
+    @property
+    def exit_code(self) -> int:
+        """That of the report; 3 when the set is sound and the zoo could not be compared with it."""
+        return self.report.exit_code or (3 if self.problem else 0)
+
     def to_json(self) -> dict[str, Any]:
         """The result as ``--format json`` prints it."""
         against = self.against.to_json() if self.against else None

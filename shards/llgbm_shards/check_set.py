@@ -23,7 +23,7 @@ from llgbm_shards.deep import DeepCheck
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
 from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry
+from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry, checked_digest
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.set_files import check_extra, check_files, check_presence, finding_of, identify, read_twice
 from llgbm_shards.shardset import ShardSet
@@ -57,18 +57,19 @@ def check(
         progress: Called with the count of shard bytes read since the last call, from any thread.
 
     Raises:
-        UsageError: Unknown level, or no such fraction.
+        UsageError: Unknown level, no such fraction, or ``expect_digest`` is not a digest.
         StorageError: The directory itself cannot be read.
     """
     if level not in LEVELS:
         raise UsageError("unknown level", where="check", expected=" or ".join(LEVELS), got=repr(level))
     if not 0 < sample <= 1:
         raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=str(sample))
+    pinned = None if expect_digest is None else checked_digest(expect_digest)
     root = Path(path)
     require_set_directory(root)
     window = _Window(sample, int(time.time() // _DAY_S) if seed is None else seed)
     workers = workers or len(os.sched_getaffinity(0))
-    return _Check(os.fspath(path), root, level, window, workers, progress).run(expect_digest)
+    return _Check(os.fspath(path), root, level, window, workers, progress).run(pinned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,13 @@ class _Check:
             what = f"another set than expected: expected digest {expect_digest}, got {record.digest}"
             self.findings.append(Finding(shard=RECORD_NAME, what=what))
         self.findings += check_files(self.root, record)
-        presence, extra = check_presence(self.root, record)
-        self.findings += presence
-        self.findings += [check_extra(self.root, path, record, read=self.level != "quick") for path in extra]
+        found = check_presence(self.root, record)
+        self.findings += found.findings
+        read = self.level != "quick"
+        self.findings += [check_extra(self.root, path, record, read=read) for path in found.extra]
         sound_index = self._index(opened)
-        if self.level != "quick":
-            self._scan(record, opened if sound_index else None)
+        if read:
+            self._scan(record, found.there, opened if sound_index else None)
         return self._report(record)
 
     def _index(self, opened: ShardSet) -> bool:
@@ -126,15 +128,9 @@ class _Check:
             return False
         return True
 
-    def _scan(self, record: CommitRecord, opened: ShardSet | None) -> None:
+    def _scan(self, record: CommitRecord, present: list[ShardEntry], opened: ShardSet | None) -> None:
         """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""
         deep = DeepCheck(opened) if self.level == "deep" and opened is not None else None
-        gone = {
-            finding.shard
-            for finding in self.findings
-            if finding.what.startswith(("missing", "not a regular"))
-        }
-        present = [shard for shard in record.shards if shard.name not in gone]
 
         def scan(shard: ShardEntry) -> ShardScan:
             return self._scan_one(shard, record, opened, deep)

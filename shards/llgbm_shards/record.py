@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,13 +10,14 @@ from typing import Any, Final
 from blake3 import blake3
 
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
-from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
 from llgbm_shards.record_schema import check_record
 
 RECORD_NAME: Final = "shardset.json"
 FORMAT: Final = "llgbm-shards/1"
 MAX_RECORD_BYTES: Final = 256 << 20
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +147,18 @@ def record_of(
         "files": [_row(entry) for entry in sorted(files, key=lambda entry: entry.name)],
     }
     return parse_record(dump_json({**fields, "digest": blake3_hex(dump_json(fields))}))
+
+
+def checked_digest(text: str) -> str:
+    """A digest that somebody gave, in the spelling of the record.
+
+    Raises:
+        UsageError: It is none: then it says nothing of the set.
+    """
+    digest = text.strip().lower() if isinstance(text, str) else ""
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError("not a digest", where="expect_digest", expected="64 hex digits", got=f"{text!r:.80}")
+    return digest
 
 
 def shard_digest(members: Iterable[tuple[str, int, str]]) -> str:

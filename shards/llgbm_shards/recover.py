@@ -17,6 +17,7 @@ from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.findings import Finding
 from llgbm_shards.sample import KEY, SUFFIX
 from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.storage import read_range
 
 _FIELD: Final = {suffix: name for name, suffix in SUFFIX.items()}
 _JSON: Final = f".{SUFFIX['json']}"
@@ -83,16 +84,16 @@ def _sample(fd: int, member: ustar.Member, shard: str, found: Recovered) -> list
     key = member.name.removesuffix(_JSON)
     if member.size > MAX_JSON_BYTES or not KEY.fullmatch(key):
         return None
-    data = os.pread(fd, member.size, member.data_offset)
+    data = read_range(fd, member.data_offset, member.size)
     try:
         info = load_json(data, where=member.name, max_bytes=MAX_JSON_BYTES)
         rows = [(_FIELD[row["name"]], row["size"], row["digest"]) for row in info["members"]]
-        total = sum(ustar.BLOCK + ustar.padded(size) for _, size, _ in rows)
-        sound = all(0 <= size <= ustar.MAX_MEMBER_BYTES and len(digest) == 64 for _, size, digest in rows)
     except (HeaderError, KeyError, TypeError):
         return None
-    offset = member.header_offset - total
-    if not sound or offset < 0:
+    if not all(_is_size(size) and isinstance(digest, str) and len(digest) == 64 for _, size, digest in rows):
+        return None
+    offset = member.header_offset - sum(ustar.BLOCK + ustar.padded(size) for _, size, _ in rows)
+    if offset < 0:
         return None
     extents = []
     for name, size, digest in [*rows, ("json", member.size, "")]:
@@ -101,6 +102,10 @@ def _sample(fd: int, member: ustar.Member, shard: str, found: Recovered) -> list
     found.samples.append(extents)
     found.infos.append(info)
     return extents
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= ustar.MAX_MEMBER_BYTES
 
 
 def _gap(found: Recovered, shard: str, start: int, end: int, strays: list[str]) -> None:

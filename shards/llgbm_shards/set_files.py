@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -15,8 +16,8 @@ from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex
 from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
-from llgbm_shards.record import CommitRecord, FileEntry, shard_digest
-from llgbm_shards.storage import TEMPORARY, read_file, storage_errors
+from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
+from llgbm_shards.storage import TEMPORARY, open_regular, read_range, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
@@ -75,47 +76,71 @@ def read_listed(root: Path, entry: FileEntry) -> bytes:
     with storage_errors(path):
         if not os.path.lexists(path):
             raise DamageError("missing", shard=entry.name)
-    data = read_file(path)
+    with open_regular(path) as fd:
+        size = os.fstat(fd).st_size
+        # Not read before its size is right: what stands there may be a hole of terabytes.
+        data = read_range(fd, 0, size) if size == entry.size else b""
     if len(data) != entry.size:
-        raise DamageError(
-            "wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{len(data)} bytes"
-        )
+        raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{size} bytes")
     actual = blake3_hex(data)
     if actual != entry.digest:
         raise DamageError("damaged", shard=entry.name, expected=f"digest {entry.digest}", got=actual)
     return data
 
 
-def check_presence(root: Path, record: CommitRecord) -> tuple[list[Finding], list[Path]]:
-    """Shards missing or of another size, as findings; and the files that are not of this set."""
-    findings = []
+@dataclass(slots=True)
+class Presence:
+    """What stands in the directory of a set.
+
+    Attributes:
+        findings: Shards that are missing, of another size, or no files.
+        there: Shards that can be read, whatever their size.
+        extra: Files that are not of this set.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    there: list[ShardEntry] = field(default_factory=list)
+    extra: list[Path] = field(default_factory=list)
+
+
+def check_presence(root: Path, record: CommitRecord) -> Presence:
+    """Look for the shards, and for what is none of the set's."""
+    found = Presence()
     for entry in record.shards:
         try:
             status = (root / entry.name).stat()
         except FileNotFoundError:
-            findings.append(Finding(shard=entry.name, what=f"missing, with its {entry.samples} samples"))
+            found.findings.append(
+                Finding(shard=entry.name, what=f"missing, with its {entry.samples} samples")
+            )
             continue
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
-            findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+            found.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
             continue
         if not stat.S_ISREG(status.st_mode):
-            findings.append(Finding(shard=entry.name, what="not a regular file"))
-        elif status.st_size != entry.size:
+            found.findings.append(Finding(shard=entry.name, what="not a regular file"))
+            continue
+        found.there.append(entry)
+        if status.st_size != entry.size:
             what = f"wrong size: expected {entry.size} bytes, got {status.st_size}"
-            findings.append(Finding(shard=entry.name, what=what))
+            found.findings.append(Finding(shard=entry.name, what=what))
     with storage_errors(root):
-        return findings, list(_extra(root, record))
+        found.extra = list(_extra(root, record))
+    return found
 
 
 def _extra(root: Path, record: CommitRecord) -> Iterator[Path]:
     known = {entry.name for entry in record.shards} | {entry.name for entry in record.files}
     for path in sorted(root.iterdir()):
-        if path.name not in known and (path.suffix == ".tar" or path.name.startswith(TEMPORARY)):
+        # Also x.TAR and x.tar.bak: somebody's pattern for shards may match them.
+        like_a_shard = ".tar" in (suffix.lower() for suffix in path.suffixes)
+        if path.name not in known and (like_a_shard or path.name.startswith(TEMPORARY)):
             yield path
     if (root / _TOKENIZER).is_dir():
         for path in sorted((root / _TOKENIZER).rglob("*")):
-            if path.is_file() and path.relative_to(root).as_posix() not in known:
+            folder = path.is_dir() and not path.is_symlink()
+            if not folder and path.relative_to(root).as_posix() not in known:
                 yield path
 
 
@@ -125,7 +150,7 @@ def check_extra(root: Path, path: Path, record: CommitRecord, *, read: bool) -> 
     if path.name.startswith(TEMPORARY):
         return Finding(shard=name, what="a file that a writer left unfinished")
     what = "a file that is not of this set"
-    if path.suffix == ".tar":
+    if path.parent == root:
         what = "a shard that is not of this set"
         if read and (holds := identify(path, record)):
             what += f": {holds}"

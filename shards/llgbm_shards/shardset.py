@@ -19,9 +19,17 @@ from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.index import INDEX_NAME, decode_index, refuse_many_rows
 from llgbm_shards.layout import Layout
-from llgbm_shards.record import MAX_RECORD_BYTES, RECORD_NAME, CommitRecord, ShardEntry, parse_record
+from llgbm_shards.record import (
+    MAX_RECORD_BYTES,
+    RECORD_NAME,
+    CommitRecord,
+    ShardEntry,
+    checked_digest,
+    parse_record,
+)
 from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
-from llgbm_shards.storage import read_file, require_set_directory, storage_errors
+from llgbm_shards.set_files import read_listed
+from llgbm_shards.storage import open_regular, read_file, read_range, require_set_directory, storage_errors
 
 #: Longest json member accepted.
 MAX_JSON_BYTES: Final = 96 << 20
@@ -66,14 +74,14 @@ class ShardSet:
 
     Raises:
         DamageError: No commit record (an unfinished set), or the record or the index is damaged.
-        UsageError: The digest is not the expected one.
+        UsageError: The digest is not the expected one, or what is expected is no digest.
         StorageError: Something cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, expect_digest: str | None = None) -> None:
         self.path = Path(path)
         self.record = read_record(self.path)
-        if expect_digest is not None and expect_digest != self.record.digest:
+        if expect_digest is not None and checked_digest(expect_digest) != self.record.digest:
             raise UsageError(
                 "another set than expected",
                 where=str(path),
@@ -94,16 +102,16 @@ class ShardSet:
 
     @functools.cached_property
     def _index_bytes(self) -> bytes:
-        data = read_file(self.path / INDEX_NAME)
-        entry = self.record.file(INDEX_NAME)
-        if len(data) != entry.size or blake3_hex(data) != entry.digest:
+        try:
+            data = read_listed(self.path, self.record.file(INDEX_NAME))
+        except DamageError as error:
             raise DamageError(
-                "not the index that was committed",
+                f"not the index that was committed: {error.what}",
                 shard=INDEX_NAME,
-                expected=f"{entry.size} bytes, digest {entry.digest}",
-                got=f"{len(data)} bytes, digest {blake3_hex(data)}",
+                expected=error.expected,
+                got=error.got,
                 do="Run `llgbm-pack repair`, or copy the set again.",
-            )
+            ) from error
         refuse_many_rows(data, len(self))
         return data
 
@@ -138,9 +146,13 @@ class ShardSet:
         return number
 
     def extents(self, sample: str | int) -> list[MemberExtent]:
-        """The members of one sample, in tar order."""
+        """The members of one sample, in tar order.
+
+        Raises:
+            DamageError: The index does not agree with the record.
+        """
         row = self.places.slice(self.number(sample), 1).to_pylist()[0]
-        return row_extents(row, self.record.members)
+        return self._checked_extents(row)
 
     def shard_extents(self, shard: str) -> Iterator[list[MemberExtent]]:
         """The members of every sample of one shard, sample by sample in tar order.
@@ -151,10 +163,9 @@ class ShardSet:
         first, entry = self._first_sample[shard]
         end = 0
         for row in self.places.slice(first, entry.samples).to_pylist():
-            extents = row_extents(row, self.record.members)
-            sound = row["shard"] == shard and row["offset"] == end and KEY.fullmatch(row["key"])
-            if not sound or any(not 0 <= extent.size <= ustar.MAX_MEMBER_BYTES for extent in extents):
-                raise DamageError("a row that does not fit its shard", shard=INDEX_NAME, key=row["key"])
+            extents = self._checked_extents(row)
+            if row["shard"] != shard or row["offset"] != end:
+                raise _unfit(row)
             end = extents[-1].offset + ustar.padded(extents[-1].size)
             yield extents
         if end + len(ustar.END) != entry.size:
@@ -164,6 +175,17 @@ class ShardSet:
                 expected=f"{entry.size} bytes",
                 got=f"{end + len(ustar.END)}",
             )
+
+    def _checked_extents(self, row: dict[str, Any]) -> list[MemberExtent]:
+        """The members of an index row, which lie in a shard of the set: its name becomes a path that is opened."""
+        if row["shard"] not in self._first_sample or not KEY.fullmatch(row["key"]) or row["offset"] < 0:
+            raise _unfit(row)
+        extents = row_extents(row, self.record.members)
+        end = self._first_sample[row["shard"]][1].size - len(ustar.END)
+        sound = all(0 <= extent.size <= ustar.MAX_MEMBER_BYTES for extent in extents)
+        if not sound or extents[-1].offset + ustar.padded(extents[-1].size) > end:
+            raise _unfit(row)
+        return extents
 
     @functools.cached_property
     def places(self) -> pa.Table:
@@ -194,8 +216,8 @@ class ShardSet:
             StorageError: They cannot be read.
         """
         path = self.path / extent.shard
-        with storage_errors(path), path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), extent.size, extent.offset)
+        with open_regular(path) as fd:
+            data = read_range(fd, extent.offset, extent.size)
         actual = blake3_hex(data)
         if actual != extent.blake3:
             raise DamageError(
@@ -265,6 +287,10 @@ def _no_record(path: Path) -> DamageError:
         what = "not a shard set"
         do = "Name the directory that a build wrote."
     return DamageError(what, shard=str(path), expected=RECORD_NAME, got="no such file", do=do)
+
+
+def _unfit(row: dict[str, Any]) -> DamageError:
+    return DamageError("a row that does not fit its shard", shard=INDEX_NAME, key=row["key"])
 
 
 def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:

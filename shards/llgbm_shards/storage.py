@@ -17,6 +17,7 @@ from llgbm_shards.errors import DiskFullError, StorageError
 #: Prefix of unfinished files; nothing with this prefix belongs to a set.
 TEMPORARY: Final = ".tmp-"
 _MAX_PARTS: Final = 512  # under IOV_MAX
+_MAX_READ: Final = 1 << 30
 Buffer = bytes | bytearray | memoryview
 
 
@@ -117,20 +118,50 @@ def write_file(path: Path, data: Buffer) -> None:
         write_all(fd, [data])
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[int]:
+    """Open a file for reading, unless something else has its name: a FIFO would hang, a device may do anything.
+
+    Raises:
+        StorageError: It cannot be opened or read, or is not a regular file.
+    """
+    with storage_errors(path):
+        _refuse_irregular(path.stat(), path)
+        # Without waiting, and looked at again: it may have been replaced since.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _refuse_irregular(os.fstat(fd), path)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _refuse_irregular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError("not a regular file", where=path.name)
+
+
+def read_range(fd: int, offset: int, size: int) -> bytes:
+    """Bytes of an open file; fewer when it ends before. One call of the system gives less than 2 GiB."""
+    parts: list[bytes] = []
+    while size and (part := os.pread(fd, min(size, _MAX_READ), offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def read_file(path: Path, *, max_bytes: int | None = None) -> bytes:
     """Read a regular file whole.
 
     Raises:
         StorageError: It cannot be read, is not a regular file, or is larger than ``max_bytes``.
     """
-    with storage_errors(path):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError("not a regular file", where=path.name)
-        if max_bytes is not None and status.st_size > max_bytes:
-            got = f"{status.st_size} bytes"
+    with open_regular(path) as fd:
+        size = os.fstat(fd).st_size
+        if max_bytes is not None and size > max_bytes:
+            got = f"{size} bytes"
             raise StorageError("too large", where=path.name, expected=f"at most {max_bytes}", got=got)
-        return path.read_bytes()
+        return read_range(fd, 0, size)
 
 
 def remove_temporary(directory: Path) -> int:

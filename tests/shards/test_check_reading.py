@@ -74,20 +74,38 @@ def test_a_read_that_is_right_the_second_time_is_transient_and_the_set_sound(mad
 
 
 def test_a_small_file_that_is_readable_the_second_time_is_transient(made, monkeypatch):
-    from pathlib import Path
+    real, left = os.pread, [1]
 
-    real, left = Path.read_bytes, [1]
-
-    def read_bytes(path):
-        if path.name == "index.parquet" and left:
+    def pread(fd, size, offset):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("index.parquet") and left:
             left.pop()
             raise OSError(errno.EIO, "Input/output error")
-        return real(path)
+        return real(fd, size, offset)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "pread", pread)
     report = check(made.path)
     assert [(finding.shard, finding.kind) for finding in report.findings] == [("index.parquet", "transient")]
     assert report.exit_code == 0
+
+
+def test_a_transient_failure_does_not_keep_the_shards_digest_from_being_proven(made, monkeypatch):
+    """Without an index the digest of the shard is all that proves its json members."""
+    extent = _target(made)
+    (made.path / "index.parquet").unlink()
+    text = (made.path / FIRST).read_bytes()
+    place = text.index(b'"task":"') + len(b'"task":"')
+    (made.path / FIRST).write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+    monkeypatch.setattr(scan.os, "preadv", _Faulty(extent.offset, times=1))
+    report = check(made.path, workers=1)
+    found = {(finding.shard, finding.kind) for finding in report.findings}
+    assert found == {("index.parquet", "damage"), (FIRST, "transient"), (FIRST, "damage")}
+
+
+def test_reads_go_on_where_the_system_gives_less(made, monkeypatch):
+    real = os.pread
+    whole = ShardSet(made.path).read_sample(0)
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 100), offset))
+    assert ShardSet(made.path).read_sample(0).body.tobytes() == whole.body.tobytes()
 
 
 def test_other_kinds_of_files_in_the_place_of_a_shard_are_named_and_never_waited_for(made):
