@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from llgbm_pack.decode import decode_body
 from llgbm_pack.module_layout import peft_key
+from llgbm_pack.outside import refuse_in_set
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.shardset import Sample, ShardSet
@@ -51,11 +52,12 @@ def export_adapter(path: str, key: str, dest: str | os.PathLike[str]) -> ExportR
         dest: A directory that does not exist yet, or is empty.
 
     Raises:
-        UsageError: No such sample, or ``dest`` holds something.
+        UsageError: No such sample, or ``dest`` holds something or is in a set.
         DamageError: The sample is damaged.
         StorageError: ``dest`` cannot be written.
     """
     target = Path(dest)
+    refuse_in_set(target, "DEST")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the destination is not empty", where=str(dest), do="Choose another DEST.")
     opened = ShardSet(path)

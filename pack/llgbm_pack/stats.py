@@ -16,12 +16,13 @@ from typing import Any, Final
 import torch
 import xxhash
 
-from llgbm_shards.errors import DamageError, UsageError
+from llgbm_pack.outside import refuse_in_set
+from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.sample import SUFFIX, body_header
 from llgbm_shards.shardset import MemberExtent, ShardSet, row_extents
 from llgbm_shards.storage import new_file, storage_errors, write_all
-from llgbm_shards.tensors import header_bytes, parse_header
+from llgbm_shards.tensors import header_bytes, parse_header, read_head
 
 #: Bytes of float64 sums held at a time, over all groups.
 _SUM_BYTES: Final = 96 << 20
@@ -60,13 +61,14 @@ def write_stats(
         progress: Called with the bytes read since the last call.
 
     Raises:
-        UsageError: The set has no samples.
+        UsageError: The set has no samples, or the file is in a set, or is there and is not one of these.
         DamageError: A body is not what was written; nothing is left behind.
         StorageError: Something cannot be read or written.
     """
+    target = Path(file)
+    _refuse_foreign(target)
     opened = ShardSet(path)
     run = _Run(opened, by_task, progress)
-    target = Path(file)
     specs = _specs(opened.layout, run.groups)
     head = header_bytes(specs)
     offsets = {
@@ -225,6 +227,27 @@ class _OpenShard:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse a place in a set, and whatever is there unless it is an earlier file of statistics."""
+    refuse_in_set(target, "FILE")
+    if not os.path.lexists(target):
+        return
+    try:
+        with storage_errors(target):
+            head, size = read_head(target)
+        ours = "criterion.weights" in parse_header(head, size).tensors
+    except HeaderError:
+        ours = False
+    if not ours:
+        raise UsageError(
+            "this is not written over",
+            where=str(target),
+            expected="a new file, or an earlier one of `stats`",
+            got="a directory" if target.is_dir() else "something else",
+            do="Choose another FILE.",
+        )
 
 
 def _specs(layout: Layout, groups: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:

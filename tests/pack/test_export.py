@@ -137,6 +137,16 @@ def test_a_destination_with_something_in_it_is_refused(packed, tmp_path):
     assert tree(tmp_path) == {"mine": b"mine"}
 
 
+def test_a_destination_in_a_set_is_refused(packed):
+    root, keys = packed
+    before = tree(root / "out")
+    for dest in (root / "out/adapter", root / "out/deep/adapter"):
+        done = here("export", root / "out", keys["plain"], dest)
+        assert (done.code, "a committed set never changes" in done.err) == (2, True), done.err
+    assert tree(root / "out") == before
+    assert not (root / "out/deep").exists()
+
+
 def test_no_such_key(packed, tmp_path):
     root, _ = packed
     done = here("export", root / "out", "nothing", tmp_path / "adapter")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import DemoZoo
 from llgbm_pack import stats
@@ -14,6 +15,8 @@ from llgbm_pack.build_set import build
 from llgbm_pack.options import PackOptions
 from llgbm_shards.errors import DamageError
 from llgbm_shards.shardset import ShardSet
+from support.commands import here
+from support.tiny_zoo import tree
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,33 @@ def test_damage_stops_it_and_leaves_no_file(out: Path, tmp_path: Path) -> None:
     with pytest.raises(DamageError, match="body"):
         stats.write_stats(str(copy), str(tmp_path / "s.safetensors"))
     assert not list(tmp_path.glob("*s.safetensors*"))
+
+
+def test_a_file_in_a_set_is_refused(out: Path) -> None:
+    before = tree(out)
+    for place in (out / "s.safetensors", out / "tokenizer" / "s.safetensors", out / "index.parquet"):
+        done = here("stats", out, "-o", place)
+        assert done.code == 2
+        assert "a committed set never changes" in done.err
+    assert tree(out) == before
+
+
+def test_nothing_but_earlier_statistics_is_written_over(out: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    save_file({"a": torch.ones(2)}, mine)
+    (tmp_path / "thesis.tex").write_text("mine")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("mine.safetensors", "thesis.tex", "fifo"):
+        done = here("stats", out, "-o", tmp_path / name)
+        assert (done.code, "this is not written over" in done.err) == (2, True), done.err
+    assert load_file(mine).keys() == {"a"}
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    for _ in range(2):
+        assert here("stats", out, "-o", tmp_path / "s.safetensors").code == 0
+
+
+def test_a_directory_is_no_file(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", str(tmp_path)):
+        done = here("stats", out, "-o", name)
+        assert (done.code, "got a directory" in done.err) == (2, True), done.err
