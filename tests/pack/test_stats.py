@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from llgbm_pack.options import PackOptions
 from llgbm_shards.errors import DamageError
 from llgbm_shards.shardset import ShardSet
 from support.commands import here
-from support.tiny_zoo import tree
+from support.tiny_zoo import tree, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def expect(found: dict[str, torch.Tensor], prefix: str, values: torch.Tensor) ->
 def test_equal_to_the_plain_computation(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(stats, "_SUM_BYTES", block_bytes)
+    monkeypatch.setattr("llgbm_pack.stats_pass._SUM_BYTES", block_bytes)
     report = stats.write_stats(str(out), str(tmp_path / "s.safetensors"), by_task=True)
     found = load_file(tmp_path / "s.safetensors")
     assert set(found) == set(report.tensors)
@@ -115,3 +116,38 @@ def test_a_directory_is_no_file(out: Path, tmp_path: Path, monkeypatch: pytest.M
     for name in (".", "..", str(tmp_path)):
         done = here("stats", out, "-o", name)
         assert (done.code, "got a directory" in done.err) == (2, True), done.err
+
+
+def packed_seeds(root: Path, seeds: Sequence[int], **adapter: object) -> Path:
+    """A set of one random adapter a seed; the task of the last one is its own."""
+    for number, seed in enumerate(seeds):
+        task = "last" if number == len(seeds) - 1 else "task"
+        write_adapter(root / "zoo" / task / f"run_{number}", seed, **adapter)  # type: ignore[arg-type]
+    build(PackOptions(zoo=root / "zoo", out=root / "out", workers=1))
+    return root / "out"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "dtype"), [([1], "bfloat16"), ([1, 1, 1], "bfloat16"), ([3] * 40, "float32")]
+)
+def test_weights_of_samples_that_do_not_differ_are_nan_and_told(
+    tmp_path: Path, seeds: list[int], dtype: str
+) -> None:
+    path = packed_seeds(tmp_path, seeds, dtype=dtype)
+    done = here("stats", path, "-o", tmp_path / "s.safetensors", "--format", "json")
+    assert (done.code, done.json["undefined"]) == (0, ["criterion.weights"])
+    found = load_file(tmp_path / "s.safetensors")
+    assert found["criterion.weights"].isnan().all()
+    assert not found["token.std"].isnan().any()
+    told = here("stats", path, "-o", tmp_path / "s.safetensors").out
+    assert "criterion.weights: NaN, for no two samples differ" in told
+
+
+def test_a_task_of_one_sample_leaves_the_others_their_weights(tmp_path: Path) -> None:
+    path = packed_seeds(tmp_path, [1, 2, 3])
+    report = stats.write_stats(str(path), str(tmp_path / "s.safetensors"), by_task=True)
+    assert report.undefined == ("task.last.criterion.weights",)
+    found = load_file(tmp_path / "s.safetensors")
+    assert found["task.last.criterion.weights"].isnan().all()
+    for name in ("criterion.weights", "task.task.criterion.weights"):
+        assert found[name].mean().item() == pytest.approx(1, abs=1e-5)
