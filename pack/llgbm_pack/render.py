@@ -105,6 +105,7 @@ def _against(checked: Checked, *, verbose: bool) -> list[str]:
         *_shorten(new, "new", verbose, do="-v lists all"),
         *_shorten(changed, "changed", verbose, do="-v lists all"),
         *_shorten(gone, "gone", verbose, do="-v lists all"),
+        *(f"not judged  {what}" for what in found.unjudged),
         f"{found.zoo}: {found.unchanged} unchanged, {len(new)} new, {len(changed)} changed, {len(gone)} gone, "
         f"{found.skipped} skipped by the build",
     ]
