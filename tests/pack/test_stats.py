@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from llgbm_pack.options import PackOptions
 from llgbm_shards.errors import DamageError
 from llgbm_shards.shardset import ShardSet
 from support.commands import here
-from support.tiny_zoo import tree, write_adapter
+from support.tiny_zoo import DTYPES, random_pairs, tree, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,56 @@ def test_a_task_of_one_sample_leaves_the_others_their_weights(tmp_path: Path) ->
     assert found["task.last.criterion.weights"].isnan().all()
     for name in ("criterion.weights", "task.task.criterion.weights"):
         assert found[name].mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def uneven_pairs(number: int, dtype: str) -> dict[str, torch.Tensor]:
+    """Weights with a module missing (0), all of lora_B zero (1), a lower rank (2), a constant B (all)."""
+    pairs = random_pairs(number, dtype=dtype, rank=2 if number == 2 else 4)
+    for key in sorted(pairs):
+        if number == 0 and "layers.1" in key:
+            del pairs[key]
+        elif "lora_B" in key and (number == 1 or "v_proj" in key):
+            pairs[key].fill_(0.25 * (number != 1))
+    return pairs
+
+
+def plain_statistics(path: Path, dtype: str) -> dict[str, np.ndarray]:
+    """FORMAT.md in numpy, every body at once."""
+    opened, bodies = ShardSet(path), []
+    for key in opened.keys:
+        sample = opened.read_sample(key)
+        bits = torch.from_numpy(sample.body.copy().view("i4" if dtype == "float32" else "i2"))
+        body = bits.view(DTYPES[dtype]).double().numpy()
+        body[sample.scales[:, 1] == 0] = np.nan
+        bodies.append(body)
+    values = np.stack(bodies)
+    count = (~np.isnan(values)).sum(0)
+    std = np.where(count > 1, np.nanstd(values, axis=0, ddof=1), np.nan)
+    tokens = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
+    weights = np.nanmean(std.reshape(len(std), -1), axis=1) / np.nanmean(std)
+    return {
+        "element.count": count,
+        "element.mean": np.nanmean(values, axis=0),
+        "element.std": std,
+        "token.mean": np.nanmean(tokens, axis=1),
+        "token.std": np.nanstd(tokens, axis=1, ddof=1),
+        "criterion.weights": np.nan_to_num(weights),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("chunk", [None, 10])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_uneven_zoos_against_numpy(tmp_path: Path, dtype: str, chunk: int | None) -> None:
+    for number in range(5):
+        rank = 2 if number == 2 else 4
+        write_adapter(tmp_path / f"zoo/t/{number}", number, rank=rank, tensors=uneven_pairs(number, dtype))
+    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", rank=4, chunk=chunk, workers=1))
+    assert len(ShardSet(tmp_path / "out")) == 5
+    stats.write_stats(str(tmp_path / "out"), str(tmp_path / "s.safetensors"))
+    found = load_file(tmp_path / "s.safetensors")
+    expected = plain_statistics(tmp_path / "out", dtype)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), values, rtol=2e-5, atol=2e-6, err_msg=name)
+    assert (found["criterion.weights"] == 0).any()
