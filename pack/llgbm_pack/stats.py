@@ -16,7 +16,7 @@ from llgbm_shards.errors import HeaderError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import new_file, storage_errors, write_all
-from llgbm_shards.tensors import header_bytes, parse_header, read_head
+from llgbm_shards.tensors import MAX_HEADER_BYTES, header_bytes, parse_header, read_head
 
 #: Twice the relative error of one float64 addition.
 _ROUNDING: Final = 2.0**-52
@@ -56,7 +56,7 @@ def write_stats(
         progress: Called with the bytes read since the last call.
 
     Raises:
-        UsageError: The set has no samples, or the file is in a set, or is there and is not one of these.
+        UsageError: The set has no samples, or too many tasks; or the file is in a set, or is there and is not one of these.
         DamageError: A body is not what was written; nothing is left behind.
         StorageError: Something cannot be read or written.
     """
@@ -66,6 +66,10 @@ def write_stats(
     run = Pass(opened, by_task, progress)
     specs = _specs(opened.layout, run.groups)
     head = header_bytes(specs)
+    if len(head) > MAX_HEADER_BYTES:
+        raise UsageError(
+            "too many tasks for one file", where=file, got=str(len(run.groups) - 1), do="Leave out --by-task."
+        )
     offsets = {
         name: spec.start + len(head) for name, spec in parse_header(head, _end(head, specs)).tensors.items()
     }

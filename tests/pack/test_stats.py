@@ -205,3 +205,13 @@ def test_uneven_zoos_against_numpy(tmp_path: Path, dtype: str, chunk: int | None
     for name, values in expected.items():
         np.testing.assert_allclose(found[name].numpy(), values, rtol=2e-5, atol=2e-6, err_msg=name)
     assert (found["criterion.weights"] == 0).any()
+
+
+def test_more_tasks_than_a_header_can_name(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "MAX_HEADER_BYTES", 2000)
+    done = here("stats", out, "-o", tmp_path / "s.safetensors", "--by-task")
+    assert (done.code, "too many tasks for one file: got 3" in done.err) == (2, True), done.err
+    assert here("stats", out, "-o", tmp_path / "s.safetensors").code == 0
+    assert here("stats", out, "-o", tmp_path / "s.safetensors").code == 0
