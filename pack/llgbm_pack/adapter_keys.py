@@ -14,7 +14,7 @@ _PAIR_KEY: Final = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adap
 _ONLY_PAIRS: Final = "Only pairs of lora_A and lora_B of linear layers can be packed."
 #: Diffusers writes PEFT's key endings after its own component names.
 _DIFFUSERS: Final = (
-    r"^(unet|vae|prior|text_encoder(_\d)?)\."
+    r"^(unet|vae|prior|diffusion_model|text_encoder(_\d)?)\."
     r"|^transformer\.(transformer_blocks|single_transformer_blocks|blocks|x_embedder|context_embedder)\b"
     r"|[._]lora\.(down|up)\.weight$"
 )
