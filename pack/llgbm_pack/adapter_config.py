@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final, TypeVar
 
+from llgbm_pack.name_patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import CheckpointError, HeaderError
@@ -21,7 +22,6 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 Number = TypeVar("Number", int, float)
 
 MAX_CONFIG_BYTES: Final = 1 << 20
-_MAX_PATTERN: Final = 400
 #: Initialisations that leave the base model as it is; any other string does not, or is unknown.
 _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 _BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -190,7 +190,7 @@ def _refuse_inits(value: object, where: str) -> None:
 def _first_match(
     patterns: tuple[tuple[re.Pattern[str], Number], ...], module: str, default: Number | None
 ) -> Number | None:
-    return next((value for pattern, value in patterns if pattern.match(module)), default)
+    return next((value for pattern, value in patterns if matches(pattern, module)), default)
 
 
 def _patterns(
@@ -202,27 +202,9 @@ def _patterns(
     if not isinstance(rows, dict):
         raise CheckpointError("not an object", where=f"{where}: {key}", got=f"{rows!r:.40}")
     return tuple(
-        (_compile(pattern, f"{where}: {key}"), read(value, f"{where}: {key}: {pattern:.80}"))
+        (compile_pattern(pattern, f"{where}: {key}"), read(value, f"{where}: {key}: {pattern:.80}"))
         for pattern, value in rows.items()
     )
-
-
-def _compile(pattern: str, where: str) -> re.Pattern[str]:
-    # Matching is PEFT's; but a config is anybody's file, and backtracking over many repeats takes for ever.
-    nested = re.search(r"\([^()]*[*+}][^()]*\)[*+{]", pattern)
-    if len(pattern) > _MAX_PATTERN or nested or len(re.findall(r"[*+{]", pattern)) > 4:
-        raise CheckpointError(
-            "pattern too complex",
-            where=where,
-            expected=f"at most {_MAX_PATTERN} characters, 4 repeats, none within another",
-            got=f"{pattern!r:.80}",
-        )
-    try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except re.error as error:
-        raise CheckpointError(
-            "not a regular expression", where=where, got=f"{pattern!r:.80}: {error}"
-        ) from error
 
 
 def _optional(

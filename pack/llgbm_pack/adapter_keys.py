@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from llgbm_pack.module_layout import PEFT_PREFIX
 from llgbm_shards.errors import CheckpointError
 
-_PEFT_PREFIX: Final = "base_model.model."
 _PAIR_KEY: Final = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _ONLY_PAIRS: Final = "Only pairs of lora_A and lora_B of linear layers can be packed."
 #: Diffusers writes PEFT's key endings after its own component names.
 _DIFFUSERS: Final = (
-    r"^(unet|vae|prior|text_encoder(_\d)?)\."
+    r"^(unet|vae|prior|diffusion_model|text_encoder(_\d)?)\."
     r"|^transformer\.(transformer_blocks|single_transformer_blocks|blocks|x_embedder|context_embedder)\b"
     r"|[._]lora\.(down|up)\.weight$"
 )
@@ -80,7 +80,7 @@ def pair_keys(keys: Iterable[str], where: str) -> dict[str, PairKeys]:
         found = _PAIR_KEY.fullmatch(key)
         if found is None:
             _refuse_other(key, ordered, where)
-        name = found["module"].removeprefix(_PEFT_PREFIX)
+        name = found["module"].removeprefix(PEFT_PREFIX)
         module = sides.setdefault(name, {})
         if found["side"] in module:
             raise CheckpointError(

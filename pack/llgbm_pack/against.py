@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from blake3 import blake3
 
+from llgbm_pack.against_sources import SourceJudge
+from llgbm_pack.tasks import zoo_tasks
 from llgbm_pack.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
@@ -36,11 +38,12 @@ class AgainstReport:
 
     Attributes:
         zoo: The zoo, as the user named it.
-        unchanged: Checkpoints whose weights still have the digest they were packed with.
+        unchanged: Checkpoints whose weights, config, task and texts are still those they were packed from.
         skipped: Checkpoints that the build skipped and that are still there.
         new: Checkpoints that are neither in the set nor among those it skipped.
-        changed: Checkpoints with other weights, or whose sample is too damaged to tell.
+        changed: Checkpoints of which a build would make another sample, or whose sample is too damaged to tell.
         gone: Checkpoints of the set that are not in the zoo.
+        unjudged: What was not compared, for its source is not at hand.
     """
 
     zoo: str
@@ -49,6 +52,7 @@ class AgainstReport:
     new: tuple[str, ...]
     changed: tuple[Change, ...]
     gone: tuple[str, ...]
+    unjudged: tuple[str, ...]
 
     @property
     def same(self) -> bool:
@@ -67,7 +71,7 @@ def compare_with_zoo(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> AgainstReport:
-    """Walk a zoo as the build did and digest the weights of every checkpoint of the set.
+    """Walk a zoo as the build did, digest the weights of every checkpoint of the set, read its config and texts.
 
     Args:
         path: The set.
@@ -77,7 +81,7 @@ def compare_with_zoo(
 
     Raises:
         DamageError: The set's record, index or skipped list is damaged.
-        UsageError: The zoo is not a directory.
+        UsageError: The zoo is not a directory, or its manifest is not sound.
         StorageError: Set or zoo cannot be read.
     """
     opened = ShardSet(path)
@@ -86,22 +90,25 @@ def compare_with_zoo(
     candidates = {one.path: one for one in listing.checkpoints[: options.get("limit") or None]}
     packed: list[str] = opened.index(["checkpoint"]).column("checkpoint").to_pylist()
     skipped = _skipped(opened)
+    sources = SourceJudge(opened, zoo_tasks(Path(zoo), walk_zoo(Path(zoo)).nameable))
 
     def judge(number: int) -> str:
-        return _change(opened, number, candidates[packed[number]], progress)
+        return _change(opened, number, candidates[packed[number]], sources, progress)
 
     present = [number for number, name in enumerate(packed) if name in candidates]
     with ThreadPoolExecutor(max_workers=workers or len(os.sched_getaffinity(0))) as pool:
         verdicts = list(pool.map(judge, present))
     changed = [Change(packed[number], what) for number, what in zip(present, verdicts, strict=True) if what]
     gone, refused = _absent(packed, candidates, listing)
+    known = skipped.union(packed)
     return AgainstReport(
         zoo=os.fspath(zoo),
         unchanged=verdicts.count(""),
         skipped=len(skipped & candidates.keys()),
-        new=tuple(name for name in candidates if name not in skipped and name not in set(packed)),
+        new=tuple(name for name in candidates if name not in known),
         changed=tuple(sorted([*changed, *refused], key=lambda change: change.checkpoint)),
         gone=tuple(gone),
+        unjudged=sources.unjudged,
     )
 
 
@@ -125,19 +132,26 @@ def _skipped(opened: ShardSet) -> set[str]:
 
 
 def _change(
-    opened: ShardSet, number: int, candidate: Candidate, progress: Callable[[int], None] | None
+    opened: ShardSet,
+    number: int,
+    candidate: Candidate,
+    sources: SourceJudge,
+    progress: Callable[[int], None] | None,
 ) -> str:
     """What is different about one checkpoint; "" when nothing is."""
     try:
         raw = opened.read_member(opened.extents(number)[-1])
-        expected = load_json(raw, where="json", max_bytes=MAX_JSON_BYTES)["source_digest"]
+        info = load_json(raw, where="json", max_bytes=MAX_JSON_BYTES)
+        expected, other = info["source_digest"], sources.change(info, candidate)
     except (DamageError, HeaderError, KeyError, TypeError) as error:
         return f"its sample does not tell: {error}"
     try:
         actual = _file_digest(candidate.weights, progress)
     except OSError as error:
         return f"its weights cannot be read: {error.strerror}"
-    return "" if actual == expected else f"other weights: packed from digest {expected}, now {actual}"
+    if actual == expected:
+        return other
+    return "; ".join(filter(None, [f"other weights: packed from digest {expected}, now {actual}", other]))
 
 
 def _file_digest(path: Path, progress: Callable[[int], None] | None) -> str:

@@ -177,14 +177,11 @@ def export_command(out: str, key: str, dest: str, output: Output) -> int:
 @output_options
 def stats_command(out: str, file: str, by_task: bool, output: Output) -> int:
     """Write means, stds and criterion weights of the tokens of the set in OUT."""
+    from llgbm_pack.render import render_stats
     from llgbm_pack.stats import write_stats
 
     report = write_stats(out, file, by_task=by_task)
-    _emit(
-        output,
-        report.to_json(),
-        lambda: f"{report.file}: {', '.join(report.tensors)} over {report.samples} samples",
-    )
+    _emit(output, report.to_json(), lambda: render_stats(report))
     return 0
 
 

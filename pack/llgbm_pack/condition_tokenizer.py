@@ -12,6 +12,10 @@ from llgbm_shards.texts import FORMS, ConditionSpec
 
 #: Settings that say how and from where a tokenizer was loaded, not what it is.
 _LOADING_KEYS: Final = frozenset({"is_local", "local_files_only", "name_or_path", "_commit_hash"})
+#: What a path starts with, and a name on the hub does not.
+_PATH_STARTS: Final = (".", "/", "~")
+#: Longest wait for the hub's first answer.
+_HUB_S: Final = 5.0
 _PROBES: Final = ("hello", "A b, c.", "x = 1\ny = 2", "Größe 12")
 
 
@@ -19,12 +23,14 @@ def load_tokenizer(name: str) -> Any:
     """Load a transformers tokenizer; no code that comes with it is run.
 
     Args:
-        name: A directory, or a name on the hub.
+        name: A directory, or a name on the hub; the hub is asked only for what its local cache does not have.
 
     Raises:
         UsageError: There is no such tokenizer, or it cannot be loaded.
         StorageError: transformers is not installed.
     """
+    if not Path(name).is_dir() and (Path(name).exists() or name[:1] in _PATH_STARTS or name.count("/") > 1):
+        raise UsageError("no such directory", where="--text-tokenizer", got=name)
     try:
         # Takes seconds to import, and only packing of texts needs it.
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -33,8 +39,8 @@ def load_tokenizer(name: str) -> Any:
             "transformers is missing", where="--text-tokenizer", do="pip install transformers"
         ) from error
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        return _load(AutoTokenizer, name)
+    except Exception as error:  # tokenizers raises bare ones, and each HTTP library its own.
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UsageError(
             "the text tokenizer cannot be loaded",
@@ -43,6 +49,19 @@ def load_tokenizer(name: str) -> Any:
             got=first,
             do="Without a network, give --text-tokenizer a directory.",
         ) from error
+
+
+def _load(auto: Any, name: str) -> Any:
+    try:
+        return auto.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+    except OSError:
+        if Path(name).is_dir():
+            raise
+    from huggingface_hub import HfApi  # noqa: PLC0415 - comes with transformers
+
+    # One question first: from_pretrained goes on asking for a minute, aloud, where nobody answers.
+    HfApi().model_info(name, timeout=_HUB_S)
+    return auto.from_pretrained(name, trust_remote_code=False)
 
 
 def save_tokenizer(name: str, directory: Path) -> tuple[Path, ...]:

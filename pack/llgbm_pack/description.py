@@ -27,15 +27,11 @@ def describe(
     """The json member less its own list of members; every sample has the same keys and types."""
     joined = planned.delta
     return {
+        **describe_adapter(adapter, layout),
         "checkpoint": planned.path,
         "task": planned.task,
         "base_model": planned.base_model,
-        "rank": adapter.rank,
-        "alpha": float(adapter.alpha),
-        "scaling": float(adapter.scaling),
-        "modules": [_module(adapter, module.name) for module in layout.modules],
         "source_digest": source.digest,
-        "source_dtype": adapter.dtype,
         "has_delta": joined is not None,
         "delta": {
             "file": joined.file.name if joined else "",
@@ -47,6 +43,18 @@ def describe(
             "dtype": joined.dtype if joined else "",
         },
         "texts": [{"prompt": text.prompt, "answer": text.answer} for text in texts],
+    }
+
+
+def describe_adapter(adapter: Adapter, layout: Layout) -> dict[str, Any]:
+    """What headers and config alone tell."""
+    return {
+        "base_model": adapter.base_model,
+        "rank": adapter.rank,
+        "alpha": float(adapter.alpha),
+        "scaling": float(adapter.scaling),
+        "modules": [_module(adapter, module.name) for module in layout.modules],
+        "source_dtype": adapter.dtype,
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from safetensors.torch import save
 
 from llgbm_pack.decode import decode_body
 from llgbm_pack.module_layout import peft_key
+from llgbm_pack.outside import refuse_in_set
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.shardset import Sample, ShardSet
@@ -51,11 +54,12 @@ def export_adapter(path: str, key: str, dest: str | os.PathLike[str]) -> ExportR
         dest: A directory that does not exist yet, or is empty.
 
     Raises:
-        UsageError: No such sample, or ``dest`` holds something.
+        UsageError: No such sample, or ``dest`` holds something or is in a set.
         DamageError: The sample is damaged.
         StorageError: ``dest`` cannot be written.
     """
     target = Path(dest)
+    refuse_in_set(target, "DEST")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the destination is not empty", where=str(dest), do="Choose another DEST.")
     opened = ShardSet(path)
@@ -100,6 +104,7 @@ def peft_config(info: dict[str, Any]) -> dict[str, Any]:
         math.isclose(module["scaling"] * math.sqrt(module["rank"]), info["alpha"]) for module in present
     )
     rslora = rslora and any(module["rank"] > 1 for module in present)
+    pattern = _patterns(module["name"] for module in present)
     alphas = {module["name"]: _alpha(module, info["alpha"], rslora) for module in present}
     rank = Counter(module["rank"] for module in present).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -108,14 +113,25 @@ def peft_config(info: dict[str, Any]) -> dict[str, Any]:
         "base_model_name_or_path": info["base_model"],
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {module["name"]: module["rank"] for module in present if module["rank"] != rank},
-        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {
+            pattern(module["name"]): module["rank"] for module in present if module["rank"] != rank
+        },
+        "alpha_pattern": {pattern(name): value for name, value in alphas.items() if value != alpha},
         "use_rslora": rslora,
         "target_modules": [module["name"] for module in present],
         "bias": "none",
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
+
+
+def _patterns(names: Iterable[str]) -> Callable[[str], str]:
+    """Gives the pattern that means one module alone: PEFT's match ends of names, so some need an anchor.
+
+    Only where it is needed: before 0.15 PEFT knew no anchors, but took full names as they are.
+    """
+    ends = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "."}
+    return lambda name: f"^{re.escape(name)}" if name in ends else name
 
 
 def _alpha(module: dict[str, Any], alpha: float, rslora: bool) -> float | int:

@@ -14,26 +14,6 @@ PEFT_PREFIX: Final = "base_model.model."
 #: Order of a layer's modules in Drag-and-Drop-LLMs, by the last component of the name.
 DND_ORDER: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
 
-_SUFFIXES: Final = {
-    f".lora_{side}{adapter}.weight": side for side in ("A", "B") for adapter in ("", ".default")
-}
-
-
-def parse_key(key: str) -> tuple[str, str] | None:
-    """Splits a key of an adapter file.
-
-    Args:
-        key: For example ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
-
-    Returns:
-        Canonical module name and side (``A`` or ``B``); None for a key that is not a LoRA matrix.
-    """
-    for suffix, side in _SUFFIXES.items():
-        name = key.removeprefix(PEFT_PREFIX).removesuffix(suffix)
-        if key.endswith(suffix) and name:
-            return name, side
-    return None
-
 
 def peft_key(name: str, side: str) -> str:
     """The key PEFT saves side ``A`` or ``B`` of a module under."""

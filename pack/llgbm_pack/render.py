@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llgbm_pack.bench import BenchReport
     from llgbm_pack.cli_check import Checked
     from llgbm_pack.repair import RepairReport
+    from llgbm_pack.stats import StatsReport
 
 _FEW: Final = 20
 _ADVICE: Final = {
@@ -108,9 +109,16 @@ def _against(checked: Checked, *, verbose: bool) -> list[str]:
         *_shorten(new, "new", verbose, do="-v lists all"),
         *_shorten(changed, "changed", verbose, do="-v lists all"),
         *_shorten(gone, "gone", verbose, do="-v lists all"),
+        *(f"not judged  {what}" for what in found.unjudged),
         f"{found.zoo}: {found.unchanged} unchanged, {len(new)} new, {len(changed)} changed, {len(gone)} gone, "
         f"{found.skipped} skipped by the build",
     ]
+
+
+def render_stats(report: StatsReport) -> str:
+    """What ``stats`` prints."""
+    head = f"{report.file}: {', '.join(report.tensors)} over {report.samples} samples"
+    return "\n".join([head, *(f"{name}: NaN, for no two samples differ" for name in report.undefined)])
 
 
 def render_repair(report: RepairReport) -> str:

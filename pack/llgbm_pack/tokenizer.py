@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS, frame_tokens, unframe
+from llgbm_pack.adapter_keys import pair_keys
 from llgbm_pack.decode import decode_body
 from llgbm_pack.encode import BodyEncoder
-from llgbm_pack.module_layout import make_layout, parse_key, peft_key
+from llgbm_pack.module_layout import make_layout, peft_key
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import PADDING_BITS, TOKEN_ORDERS, Layout
+
+#: Where keys stand, for messages: a build names the file here.
+_WHERE: Final = "weights"
 
 
 class LoraTokenizer2D:
@@ -66,8 +71,8 @@ class LoraTokenizer2D:
         """Tokenizes the weights of one adapter.
 
         Args:
-            weights: PEFT keys (``...lora_A.weight`` or ``...lora_A.default.weight``) to tensors of one dtype:
-                bfloat16, float16 or float32.
+            weights: PEFT keys (``...lora_A.weight`` or ``...lora_A.default.weight``), as a build reads them, to
+                tensors of one dtype: bfloat16, float16 or float32.
 
         Returns:
             tokens (N, H, W) float32 and scales (N, 2) float32, on the CPU.
@@ -108,7 +113,8 @@ class LoraTokenizer2D:
         else:
             pairs = _pairs(like)
             layout, ranks = self._layout(pairs), {name: pair[0].shape[0] for name, pair in pairs.items()}
-            keys = {place: key for key in like if (place := parse_key(key))}
+            for name, named in pair_keys(like, _WHERE).items():
+                keys |= {(name, "A"): named.a, (name, "B"): named.b}
         body, used = self._body_of(tokens.detach().cpu(), scales, layout)
         restored: dict[str, Tensor] = {}
         for name, pair in decode_body(body, used, layout, ranks=ranks).items():
@@ -137,23 +143,14 @@ class LoraTokenizer2D:
 
 
 def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in weights.items():
-        place = parse_key(key)
-        if place is None:
-            raise CheckpointError(
-                "not a LoRA matrix", where=key, expected="*.lora_A.weight or *.lora_B.weight"
-            )
-        if tensor.ndim != 2:
-            raise CheckpointError(
-                "not a matrix", where=key, expected="2 dimensions", got=f"{tuple(tensor.shape)}"
-            )
-        module = sides.setdefault(place[0], {})
-        if place[1] in module:
-            raise CheckpointError("named twice", where=key)
-        module[place[1]] = tensor.detach().cpu()
-    for name, module in sides.items():
-        if len(module) != 2:
-            missing = "B" if "A" in module else "A"
-            raise CheckpointError("half of a pair is missing", where=name, expected=f"lora_{missing}.weight")
-    return {name: (module["A"], module["B"]) for name, module in sides.items()}
+    keys = pair_keys(weights, _WHERE)
+    return {name: (_matrix(weights, pair.a), _matrix(weights, pair.b)) for name, pair in keys.items()}
+
+
+def _matrix(weights: Mapping[str, Tensor], key: str) -> Tensor:
+    tensor = weights[key]
+    if tensor.ndim != 2:
+        raise CheckpointError(
+            "not a matrix", where=f"{_WHERE}: {key}", expected="2 dimensions", got=f"{tuple(tensor.shape)}"
+        )
+    return tensor.detach().cpu()

@@ -27,6 +27,7 @@ FOREIGN = {
     "kohya alpha": ({**pair_of(Q), f"{Q}.alpha": ("F32", ())}, "kohya"),
     "diffusers unet": (pair_of("unet.down_blocks.0.attn1.to_q"), "diffusers"),
     "diffusers text encoder": (pair_of("text_encoder_2.text_model.layers.0.q_proj"), "diffusers"),
+    "comfyui": (pair_of("diffusion_model.blocks.0.attn.to_q"), "diffusers"),
     "diffusers transformer": (pair_of("transformer.transformer_blocks.0.attn.to_k"), "diffusers"),
     "diffusers old": (
         {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -159,6 +161,12 @@ def test_refuses_variants_with_more_tensors(name, base, tmp_path):
         ("alpha_pattern", {"q_(proj": 4}, "not a regular expression"),
         ("alpha_pattern", {"(a+)+b": 4}, "pattern too complex"),
         ("alpha_pattern", {".*.*.*.*.*x": 4}, "pattern too complex"),
+        ("alpha_pattern", {"(.|.|.){1,40}(.|.){1,40}x": 4}, "pattern too complex"),
+        ("alpha_pattern", {"((.|.))*x": 4}, "pattern too complex"),
+        ("alpha_pattern", {"(?:.|.)*x": 4}, "pattern too complex"),
+        ("alpha_pattern", {"(.|.)" * 30 + "x": 4}, "pattern too complex"),
+        ("alpha_pattern", {".?" * 30 + "." * 30 + "x": 4}, "pattern too complex"),
+        ("alpha_pattern", {"a{99999999999}": 4}, "not a regular expression"),
         ("rank_pattern", {"q_proj": 2.5}, "not a rank"),
     ],
 )
@@ -196,3 +204,34 @@ def test_refuses_hostile_configs(text, message, tmp_path):
         read(tmp_path)
     assert caught.value.where.startswith("adapter_config.json")
     assert read_adapter(weights, None, alpha=1).rank == 4, "the weights are sound"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "means_it"),
+    [
+        ("q_proj", True),
+        (r".*layers\.(" + "|".join(map(str, range(36))) + r")\.self_attn\.(q_proj|v_proj)", True),
+        (r"model\.layers\.[0-9]+\.self_attn\.[qkvo]_proj", True),
+        (r"layers\.(\d)+\.(?:self_attn|mlp)\.\w+", True),
+        ("^q_proj", False),
+        ("attn.q_proj", False),
+    ],
+)
+def test_patterns_people_write_are_taken(tmp_path, pattern, means_it):
+    write(tmp_path / "adapter_model.safetensors", pair_of(f"base_model.model.{Q}"))
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {pattern: 4}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert read(tmp_path).pairs[Q].scaling == (1 if means_it else 2)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("pattern", [".*.*.*x", "(.|.)" * 17 + "x", "(.|.)(.|.).*.*x"])
+def test_the_worst_patterns_that_are_taken_end_soon(tmp_path, pattern):
+    name = "a." * 128
+    write(tmp_path / "adapter_model.safetensors", pair_of(name))
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {pattern: 4}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert read(tmp_path).pairs[name].scaling == 2
+    write(tmp_path / "adapter_model.safetensors", pair_of(name + "a"))
+    with pytest.raises(CheckpointError, match="name too long for patterns"):
+        read(tmp_path)

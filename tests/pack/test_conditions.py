@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ from llgbm_pack.conditions import ConditionEncoder, describe, form_text, load_to
 from llgbm_pack.texts import Text
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.texts import rebuild_into
+from support.commands import here
 from support.tiny_tokenizers import KINDS, save_tiny, small_texts, tiny_tokenizer
+from support.tiny_zoo import write_zoo
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 QWEN = SHARED / "tokenizers" / "qwen2.5"
@@ -228,9 +233,58 @@ def test_places_in_the_config_are_dropped(saved, tmp_path):
 def test_tokenizer_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    for name in (str(tmp_path / "absent"), str(tmp_path / "empty")):
-        with pytest.raises(UsageError, match="cannot be loaded"):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_tokenizer(str(tmp_path / "empty"))
+    for name in (str(tmp_path / "absent"), str(tmp_path / "file"), "./absent", "~/absent", "a/b/c"):
+        with pytest.raises(UsageError, match="no such directory"):
             load_tokenizer(name)
+
+
+def load_in_a_child(name, **environment):
+    """A process of its own: transformers and the hub's client read their settings when they are imported."""
+    code = "import sys\nfrom llgbm_pack.conditions import load_tokenizer\nprint(load_tokenizer(sys.argv[1]).vocab_size)"
+    # A port on which nobody listens stands for a hub that cannot be reached.
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, name],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        env=os.environ | settings,
+    )
+
+
+def test_a_mistyped_name_is_refused_at_once_and_quietly(tmp_path):
+    for name in ("qwen-nope", "Qwen/Nope"):
+        done = load_in_a_child(name, HF_HUB_CACHE=str(tmp_path))
+        said = done.stderr.strip().splitlines()
+        assert f"{name}: the text tokenizer cannot be loaded" in said[-1]
+        assert "Retry" not in done.stderr
+
+
+def test_the_local_cache_of_the_hub_is_enough(saved, tmp_path):
+    cached = tmp_path / "models--some--one"
+    commit = "0" * 40
+    shutil.copytree(saved["bert"], cached / "snapshots" / commit)
+    for name, content in (("refs/main", commit), (f".no_exist/{commit}/config.json", "")):
+        (cached / name).parent.mkdir(parents=True)
+        (cached / name).write_text(content)
+    done = load_in_a_child("some/one", HF_HUB_CACHE=str(tmp_path))
+    assert done.stdout.strip() == str(load_tokenizer(str(saved["bert"])).vocab_size), done.stderr
+
+
+@pytest.mark.parametrize("damage", [{"model": {"type": "Nonsense"}}, {"pre_tokenizer": 7}, None])
+def test_a_tokenizer_json_that_cannot_be_read(saved, tmp_path, damage):
+    source = tmp_path / "tokenizer"
+    shutil.copytree(saved["qwen2"], source)
+    whole = json.loads((source / "tokenizer.json").read_text())
+    (source / "tokenizer.json").write_text(json.dumps(whole | damage) if damage else "{")
+    write_zoo(tmp_path / "zoo", 2)
+    done = here("build", tmp_path / "zoo", tmp_path / "out", "--text-tokenizer", source)
+    assert (done.code, "the text tokenizer cannot be loaded" in done.err) == (2, True), done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokenizer_with_nothing_to_pad_with():

@@ -137,6 +137,16 @@ def test_a_destination_with_something_in_it_is_refused(packed, tmp_path):
     assert tree(tmp_path) == {"mine": b"mine"}
 
 
+def test_a_destination_in_a_set_is_refused(packed):
+    root, keys = packed
+    before = tree(root / "out")
+    for dest in (root / "out/adapter", root / "out/deep/adapter"):
+        done = here("export", root / "out", keys["plain"], dest)
+        assert (done.code, "a committed set never changes" in done.err) == (2, True), done.err
+    assert tree(root / "out") == before
+    assert not (root / "out/deep").exists()
+
+
 def test_no_such_key(packed, tmp_path):
     root, _ = packed
     done = here("export", root / "out", "nothing", tmp_path / "adapter")
@@ -158,3 +168,42 @@ def test_exported_and_packed_again_it_is_the_same_set(packed, tmp_path):
         for left, right in zip(one["modules"], other["modules"], strict=True):
             assert (left["name"], left["rank"]) == (right["name"], right["rank"])
             assert math.isclose(left["scaling"], right["scaling"])
+
+
+def test_a_name_that_ends_another_keeps_its_own_rank_and_scaling(tmp_path):
+    """PEFT's patterns match ends of names."""
+    import copy
+
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from torch import nn
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.q(x)
+
+    class Outer(Inner):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.deeper = Inner(), Inner()
+
+        def forward(self, x):
+            return self.q(x) + self.inner(x) + self.deeper(x)
+
+    base = Outer()
+    patterns = {"rank_pattern": {"^q": 2}, "alpha_pattern": {"^q": 5}}
+    model = get_peft_model(
+        copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, target_modules=["q"], **patterns)
+    )
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "zoo/a")
+    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1))
+    export_adapter(str(tmp_path / "out"), ShardSet(tmp_path / "out").keys[0], tmp_path / "adapter")
+    exported = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-4)

@@ -1,6 +1,6 @@
 import pytest
 
-from llgbm_pack.module_layout import layer_number, make_layout, parse_key, peft_key
+from llgbm_pack.module_layout import layer_number, make_layout, peft_key
 from llgbm_shards.errors import CheckpointError, UsageError
 
 BASES = {
@@ -70,25 +70,6 @@ def test_tokens_of_widths_that_do_not_divide():
     assert [(m.tokens_a, m.tokens_b) for m in layout.modules] == [(3, 2)]
     assert make_layout({"x": (4, 10, 7)}, dtype="float32").chunk == 1
     assert make_layout({"x": (4, 12, 18)}, dtype="float32", rank=9).body_shape == (5, 9, 6)
-
-
-@pytest.mark.parametrize(
-    ("key", "place"),
-    [
-        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", ("model.layers.0.mlp.up_proj", "A")),
-        ("base_model.model.lm_head.lora_B.default.weight", ("lm_head", "B")),
-        (
-            "encoder.block.3.layer.0.SelfAttention.q.lora_B.weight",
-            ("encoder.block.3.layer.0.SelfAttention.q", "B"),
-        ),
-        ("base_model.model.lm_head.lora_A.other.weight", None),
-        ("base_model.model.lm_head.lora_A.bias", None),
-        ("base_model.model.lm_head.lora_magnitude_vector.weight", None),
-        (".lora_A.weight", None),
-    ],
-)
-def test_parse_key(key, place):
-    assert parse_key(key) == place
 
 
 @pytest.mark.parametrize(("name", "layer"), [("a.12.b.3", 12), ("lm_head", -1), ("h2o.x", -1), ("0", 0)])

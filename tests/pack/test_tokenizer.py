@@ -1,6 +1,8 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from llgbm_pack.adapters import read_adapter
 from llgbm_pack.tokenizer import LoraTokenizer2D
 from llgbm_shards.errors import CheckpointError, UsageError
 
@@ -99,16 +101,19 @@ def test_parameters_are_taken():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.clear(), "no LoRA modules"),
+        (lambda w: w.clear(), "it holds no tensors"),
         (
             lambda w: w.pop(f"{PREFIX}0.mlp.down_proj.lora_B.weight"),
-            "0.mlp.down_proj: half of a pair is missing",
+            "0.mlp.down_proj.lora_A.weight: half of a pair is missing",
         ),
         (
             lambda w: w.update({"base_model.model.x.bias": torch.zeros(3)}),
-            "base_model.model.x.bias: not a LoRA",
+            "base_model.model.x.bias: it trains biases",
         ),
-        (lambda w: w.update({"m.lora_A.weight": torch.zeros(3)}), "m.lora_A.weight: not a matrix"),
+        (
+            lambda w: w.update({"m.lora_A.weight": torch.zeros(3), "m.lora_B.weight": torch.zeros(3)}),
+            "m.lora_A.weight: not a matrix",
+        ),
         (
             lambda w: w.update({"m.lora_A.weight": torch.zeros(3, 4), "m.lora_B.weight": torch.zeros(4, 2)}),
             "shape",
@@ -119,7 +124,10 @@ def test_parameters_are_taken():
             lambda w: next(iter(w.values())).fill_(float("nan")),
             r"lora_A.weight: non-finite weights: got 96 of 96",
         ),
-        (lambda w: w.update({k.replace("base_model.model.", ""): v for k, v in w.items()}), "named twice"),
+        (
+            lambda w: w.update({k.replace("base_model.model.", ""): v for k, v in w.items()}),
+            "two adapters in one file",
+        ),
     ],
 )
 def test_bad_weights_are_named(change, message):
@@ -139,3 +147,36 @@ def test_bad_requests():
         LoraTokenizer2D(frame="none").detokenize(tokens, like=weights)
     with pytest.raises(UsageError, match="do not fit"):
         LoraTokenizer2D().detokenize(tokens, like=weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: key.replace(".weight", ".foo.weight"),
+        lambda key: key.replace("base_model.model.", ""),
+        lambda key: key.replace("q_proj", "q.proj"),
+        lambda key: key.replace("model.layers.0.self_attn.q_proj", "lm_head"),
+        lambda key: key.replace("0.self_attn.q_proj", "0.embed_tokens"),
+        lambda key: key.replace("mlp", "experts"),
+        lambda key: key.replace("A.weight", "A.weight").replace("B.weight", "B.foo.weight"),
+        lambda key: key.replace("base_model.model.model.layers", "unet"),
+        lambda key: key.replace("lora_A.weight", "lora_a").replace("lora_B.weight", "lora_b"),
+        lambda key: "lora_A.weight" if "0.self_attn.q_proj.lora_A" in key else key,
+    ],
+)
+def test_keys_are_read_as_a_build_reads_them(tmp_path, change):
+    weights = {change(key): tensor for key, tensor in weights_of().items()}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    try:
+        pairs, refused = read_adapter(tmp_path / "adapter_model.safetensors", None, alpha=8).pairs, ""
+    except CheckpointError as error:
+        refused = error.what
+    if refused:
+        with pytest.raises(CheckpointError) as raised:
+            LoraTokenizer2D().tokenize(weights)
+        assert raised.value.what == refused
+        return
+    tokenizer = LoraTokenizer2D(frame="none")
+    assert {module.name for module in tokenizer.layout(weights).modules} == pairs.keys()
+    tokens, scales = tokenizer.tokenize(weights)
+    assert tokenizer.detokenize(tokens, scales, like=weights).keys() == weights.keys()
