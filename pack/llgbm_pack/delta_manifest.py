@@ -1,7 +1,8 @@
 """The two forms in which users keep deltas, read as one list of entries.
 
 * ``manifest.json``: ``{"adapters": {id: {"path", "norm", "shape"}}, "config": {...}}`` with ``<id>.npy`` beside it;
-  id is the first 12 hex digits of the md5 of the path string.
+  id is the first 12 hex digits of the md5 of the path string. An entry's ``file`` names another file than
+  ``<id>.npy``, while its delta is being replaced.
 * ``delta_manifest.json``: ``{"base_activation_file", "adapters": {name: {"adapter_path", "delta_file", "task",
   "delta_norm", "probes_file"?}}}``.
 """
@@ -31,7 +32,8 @@ _BASE_KEYS: Final = ("base_model", "base_model_name", "base_model_name_or_path",
 _PROBE_KEYS: Final = ("probes", "probe_texts", "probe_set", "num_probes")
 _LAYER_KEYS: Final = ("layer", "layer_idx", "layer_index")
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
-_DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
+#: What a digest of the measured adapter is called.
+DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +148,8 @@ def _parse_entry(
 ) -> DeltaEntry:
     where = f"{path} adapter {key[:80]!r}"
     norm = _number(info, "delta_norm" if named else "norm", where)
-    file = _field(info, "delta_file", where) if named else f"{key}.npy"
+    name = "delta_file" if named else "file"
+    file = _field(info, name, where) if named or name in info else f"{key}.npy"
     probes = info.get("probes_file")
     own = {name: value for name, value in _provenance(info).items() if value}
     return DeltaEntry(
@@ -160,7 +163,7 @@ def _parse_entry(
         probes_file=None
         if probes in (None, "")
         else inside(path.parent, _field(info, "probes_file", where), where=where),
-        source_digest=_text(info, _DIGEST_KEYS),
+        source_digest=_text(info, DIGEST_KEYS),
         **{**shared, **own},
     )
 
