@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Final
 
-from torch.utils.data import Subset
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.join import checkpoint_parts
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import UsageError
@@ -19,8 +22,9 @@ _LOG = logging.getLogger(__name__)
 #: Attributes that hold one checkpoint an item, in the order in which they are tried.
 _LISTS: Final = ("valid_checkpoints", "checkpoint_paths", "checkpoints", "samples")
 _METHOD: Final = "get_checkpoint_path"
-#: Where an item, or an entry of such a list, keeps its path.
-_KEYS: Final = ("checkpoint_path", "path", "adapter_path", "checkpoint")
+#: Where an item, or an entry of such a list, keeps its path; under the first two names nothing else is kept.
+_KEYS: Final = ("checkpoint_path", "adapter_path", "path", "checkpoint")
+_OWN_KEYS: Final = _KEYS[:2]
 #: A path may name the weights file in place of the checkpoint.
 _FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 #: Of (tokens, condition, checkpoint_path).
@@ -31,8 +35,9 @@ class ItemDeltas:
     """The deltas of a base dataset's items.
 
     Paths come from the base dataset's ``get_checkpoint_path(idx)``, ``valid_checkpoints``, ``checkpoint_paths``,
-    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Only when it has none of them its
-    items are read, all of them, when a path is first needed.
+    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Torch's ``Subset`` and
+    ``ConcatDataset`` are asked for those of their parts. Only when it has none of them its items are read, all of them,
+    when a path is first needed. An item that carries a path of its own must be of the checkpoint that is listed for it.
 
     Args:
         base: The base dataset.
@@ -78,6 +83,24 @@ class ItemDeltas:
         path = self.paths[idx]
         return self.joined.entries.get(plain_path(path)) if path else None
 
+    def refuse_another(self, idx: int, item: Any) -> None:
+        """See that an item is of the checkpoint that the base dataset lists for it.
+
+        Raises:
+            UsageError: It says that it is of another: by position it would get that one's delta.
+        """
+        own, listed = path_in(item), self.paths[idx]
+        if not own or not listed or same_checkpoint(own, listed):
+            return
+        if _surely_a_path(item, own) or own in self.paths:
+            raise UsageError(
+                "an item of the base dataset is of another checkpoint than it lists",
+                where=f"item {idx} of {type(self._base).__name__}",
+                expected=listed,
+                got=own,
+                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items.",
+            )
+
     def missing(self) -> list[Skip]:
         """Items without a delta, by path (``item N`` without one), with the reason."""
         rows: list[Skip] = []
@@ -89,17 +112,43 @@ class ItemDeltas:
         return rows
 
 
+class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
+    """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
+
+    def __init__(self, deltas: ItemDeltas, indices: Sequence[int]) -> None:
+        self._deltas = deltas
+        self._indices = dict.fromkeys(indices)
+
+    def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
+        if idx not in self._indices:
+            raise KeyError(idx)
+        entry = self._deltas.entry(idx)
+        return None if entry is None else self._deltas.joined.source.load(entry)
+
+    def __contains__(self, idx: object) -> bool:
+        return idx in self._indices  # Mapping's own would read the file
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
 def known_paths(base: Any) -> list[str | None] | None:
     """Paths of all items as the dataset itself tells them, None when it does not."""
-    count = len(base)
     if isinstance(base, Subset):
         whole = known_paths(base.dataset)
         return None if whole is None else [whole[idx] for idx in base.indices]
+    if isinstance(base, ConcatDataset):
+        parts = [known_paths(part) for part in base.datasets]
+        return None if None in parts else [path for part in parts for path in part or ()]
+    count = len(base)
     if callable(getattr(base, _METHOD, None)):
         return [_path_of(base.get_checkpoint_path(idx)) for idx in range(count)]
     for name in _LISTS:
         listed = getattr(base, name, None)
-        if isinstance(listed, Sequence) and len(listed) == count:
+        if isinstance(listed, Sequence) and not isinstance(listed, str) and len(listed) == count:
             paths = [_path_of(item) for item in listed]
             if any(paths) or not count:
                 return paths
@@ -131,6 +180,23 @@ def path_in(item: Any) -> str | None:
     if isinstance(item, (tuple, list)):
         return _path_of(item[_PLACE]) if len(item) > _PLACE else None
     return _path_of(item)
+
+
+def same_checkpoint(one: str, other: str) -> bool:
+    """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
+    if one == other:
+        return True
+    short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
+    if short and long[-len(short) :] == short:
+        return True
+    return os.path.realpath(plain_path(one)) == os.path.realpath(plain_path(other))
+
+
+def _surely_a_path(item: Any, own: str) -> bool:
+    """Whether the string found in an item cannot well be an answer, or the file of an image."""
+    if isinstance(item, Mapping):
+        return any(item.get(key) for key in _OWN_KEYS)
+    return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
 
 
 def plain_path(path: str) -> str:
