@@ -47,7 +47,6 @@ class DeltaEntry:
         file: File of the delta.
         norm: The norm the manifest gives, if it does.
         width: The width the manifest gives, if it does.
-        task: The task the manifest gives, or empty.
         probes_file: File of the probe texts, if the manifest names one.
         source_digest: Digest of the adapter the delta was measured on, or empty.
         base_model: Base model of the measurement, or empty.
@@ -62,7 +61,6 @@ class DeltaEntry:
     file: Path
     norm: float | None = None
     width: int | None = None
-    task: str = ""
     probes_file: Path | None = None
     source_digest: str = ""
     base_model: str = ""
@@ -159,7 +157,6 @@ def _parse_entry(
         file=inside(path.parent, file, where=where, proven=norm is not None),
         norm=norm,
         width=_width(info.get("shape"), where),
-        task=_text(info, ("task",)),
         probes_file=None
         if probes in (None, "")
         else inside(path.parent, _field(info, "probes_file", where), where=where),

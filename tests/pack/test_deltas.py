@@ -78,7 +78,7 @@ def test_first_form(tmp_path):
 def test_second_form(tmp_path):
     cache = DeltaCache(make_second_form(tmp_path, top={"model_name": "/models/base-x"}))
     first, second = cache.entries()
-    assert (first.name, first.task, first.width, first.base_model) == ("arc_e_1", "arc_e", None, "base-x")
+    assert (first.name, first.width, first.base_model) == ("arc_e_1", None, "base-x")
     assert first.norm == pytest.approx(norm(vector(0)))
     np.testing.assert_array_equal(cache.get_delta(second.path), vector(1))
     np.testing.assert_array_equal(cache.get_base_activation(), vector(9))
@@ -263,7 +263,10 @@ def test_second_form_stays_the_second_form(tmp_path):
     entries = DeltaCache(tmp_path).entries()
     assert [entry.key for entry in entries[:2]] == ["arc_e_1", "arc_e_10"]
     np.testing.assert_array_equal(entries[0].load().array, vector(7))
-    assert (entries[2].path, entries[2].task) == ("zoo/new", "t")
+    assert entries[2].path == "zoo/new"
+    assert (
+        json.loads((tmp_path / "delta_manifest.json").read_text())["adapters"][entries[2].key]["task"] == "t"
+    )
     np.testing.assert_array_equal(entries[2].load().array, vector(8))
 
 
