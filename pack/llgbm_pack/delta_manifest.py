@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from blake3 import blake3
-
 from llgbm_pack.delta_file import LoadedDelta, load_delta
+from llgbm_pack.delta_provenance import first_text, provenance
 from llgbm_shards.canonical import load_json
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import HeaderError, StorageError, UsageError
 
 #: File names of the two forms.
@@ -28,10 +26,6 @@ MANIFEST: Final = "manifest.json"
 NAMED_MANIFEST: Final = "delta_manifest.json"
 #: Largest manifest read, in bytes: about a million adapters.
 MAX_MANIFEST_BYTES: Final = 512 << 20
-_BASE_KEYS: Final = ("base_model", "base_model_name", "base_model_name_or_path", "model_name", "model")
-_PROBE_KEYS: Final = ("probes", "probe_texts", "probe_set", "num_probes")
-_LAYER_KEYS: Final = ("layer", "layer_idx", "layer_index")
-_DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 #: What a digest of the measured adapter is called.
 DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
@@ -137,7 +131,7 @@ def parse_entries(manifest: Mapping[str, Any], path: Path) -> tuple[DeltaEntry, 
     config = manifest.get("config")
     common = {**manifest, **(config if isinstance(config, dict) else {})}
     named = path.name == NAMED_MANIFEST
-    shared = _provenance(common)
+    shared = provenance(common)
     return tuple(_parse_entry(key, info, path, named, shared) for key, info in manifest["adapters"].items())
 
 
@@ -149,7 +143,7 @@ def _parse_entry(
     name = "delta_file" if named else "file"
     file = _field(info, name, where) if named or name in info else f"{key}.npy"
     probes = info.get("probes_file")
-    own = {name: value for name, value in _provenance(info).items() if value}
+    own = {name: value for name, value in provenance(info).items() if value}
     return DeltaEntry(
         key=key,
         name=key if named else "",
@@ -160,7 +154,7 @@ def _parse_entry(
         probes_file=None
         if probes in (None, "")
         else inside(path.parent, _field(info, "probes_file", where), where=where),
-        source_digest=_text(info, DIGEST_KEYS),
+        source_digest=first_text(info, DIGEST_KEYS),
         **{**shared, **own},
     )
 
@@ -189,26 +183,6 @@ def inside(directory: Path, file: str, *, where: str, proven: bool = True) -> Pa
         expected=f"a path below {directory}",
         got=repr(file)[:120],
     )
-
-
-def _provenance(values: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "base_model": _text(values, _BASE_KEYS),
-        "probes": _text(values, _PROBE_KEYS),
-        "layer": _text(values, _LAYER_KEYS),
-        "dtype": _text(values, _DTYPE_KEYS),
-    }
-
-
-def _text(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """The first of some fields as a word; a list of texts by count and digest, a path by its last component."""
-    value = next((values[key] for key in keys if values.get(key) not in (None, "")), "")
-    if isinstance(value, list):
-        joined = "\0".join(map(str, value)).encode(errors="surrogatepass")
-        return f"{len(value)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
-    text = without_credentials(str(value)) if isinstance(value, (str, int, float)) else ""
-    # No path of another machine may get into a set.
-    return PurePosixPath(text).name if text.startswith("/") else text
 
 
 def _field(info: Mapping[str, Any], name: str, where: str) -> str:

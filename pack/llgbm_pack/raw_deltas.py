@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.join import Match, join_deltas
 from llgbm_shards.errors import CheckpointError, UsageError
@@ -144,7 +145,7 @@ def join_verified(
         maps: (old, new) prefixes to rewrite in the cache's paths.
 
     Raises:
-        UsageError: A checkpoint with two candidates, deltas of two base models, or no width that most of them share.
+        UsageError: A checkpoint with two candidates, deltas that were not measured alike, or no width that most of them share.
     """
     joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
     asked = set(checkpoints if wanted is None else wanted)
@@ -201,15 +202,14 @@ def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None
 
 
 def _refuse_mixed(matches: Mapping[str, Match]) -> None:
-    """Deltas of two base models are not comparable."""
-    models = Counter(match.entry.base_model for match in matches.values())
-    if len(models) > 1:
+    mixed = mixed_provenance(match.entry for match in matches.values())
+    if mixed:
         raise UsageError(
-            "deltas of more than one base model",
+            f"deltas of more than one {' and more than one '.join(mixed)}",
             where="delta_cache",
-            expected="one base model",
-            got=", ".join(f"{model or '(unknown)'}: {count}" for model, count in models.most_common()),
-            do="Use one folder of checkpoints, or one cache, per base model.",
+            expected="one",
+            got="; ".join(mixed.values()),
+            do="Use one folder of checkpoints, or one cache, for each.",
         )
 
 

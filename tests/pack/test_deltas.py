@@ -519,3 +519,44 @@ def test_the_base_activation_keeps_its_file(tmp_path):
     cache.save_base_activation(vector(5))
     np.testing.assert_array_equal(cache.get_base_activation(), vector(5))
     assert {found.name for found in tmp_path.iterdir()} == before | {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kept"),
+    [
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"),
+        ("/home/jane/models/base-x", "base-x"),
+        ("/home/jane/models/base-x/", "base-x"),
+        ("~/models/base-x", "base-x"),
+        ("~jane/base-x", "base-x"),
+        ("../jane/base-x", "base-x"),
+        ("home/jane/base-x", "base-x"),
+        ("C:\\Users\\jane\\base-x", "base-x"),
+        ("C:/Users/jane/base-x", "base-x"),
+        ("D:/base-x", "base-x"),
+        ("\\\\jane\\share\\base-x", "base-x"),
+        ("/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-1.5B/snapshots/abc", "Qwen/Qwen2.5-1.5B"),
+        ("~jane", ""),
+        ("\\\\jane\\share", ""),
+        ("C:\\", ""),
+    ],
+)
+def test_of_a_path_only_the_last_component_is_kept(tmp_path, recorded, kept):
+    fields = ("base_model", "probes", "layer", "dtype")
+    (entry,) = DeltaCache(make_first_form(tmp_path, ["x"], **dict.fromkeys(fields, recorded))).entries()
+    assert [getattr(entry, field) for field in fields] == [kept] * 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "kept"),
+    [
+        ([-1, 14], "[-1,14]"),
+        (["last"], '["last"]'),
+        (0, "0"),
+        ([], ""),
+        (["/home/jane/x"], '["x"]'),
+        ({"at": "/home/jane"}, ""),
+    ],
+)
+def test_layers_are_kept_as_text(tmp_path, layer, kept):
+    assert DeltaCache(make_first_form(tmp_path, ["x"], layer=layer)).entries()[0].layer == kept
