@@ -61,13 +61,7 @@ class DeltaSource:
         """
         if self._arrays is None:
             return entry.load().array
-        array = np.array(self._arrays[entry.path], np.float32)
-        if array.ndim != 1 or not np.isfinite(array).all():
-            got = f"shape {array.shape}"
-            raise CheckpointError(
-                "not a delta", where=entry.path, expected="(hidden,) finite floats", got=got
-            )
-        return array
+        return _as_array(self._arrays[entry.path], entry.path)
 
     def tensor(self, entry: DeltaEntry) -> Tensor:
         """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
@@ -185,6 +179,23 @@ class LazyDeltas(Mapping[str, NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _as_array(delta: object, path: str) -> NDArray[np.float32]:
+    """What a foreign cache holds for a path, as an array of its own."""
+    values = delta.detach().float().cpu() if isinstance(delta, Tensor) else delta
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        got = type(delta).__name__
+        raise CheckpointError(
+            "not a delta", where=path, expected="(hidden,) finite floats", got=got
+        ) from error
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        got = f"shape {array.shape}, {array.size - np.isfinite(array).sum()} not finite"
+        raise CheckpointError("not a delta", where=path, expected="(hidden,) finite floats", got=got)
+    return array
 
 
 def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None:

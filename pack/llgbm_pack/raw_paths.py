@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,8 @@ _KEYS: Final = ("checkpoint_path", "adapter_path", "path", "checkpoint")
 _OWN_KEYS: Final = _KEYS[:2]
 #: A path may name the weights file in place of the checkpoint.
 _FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+#: A checkpoint that is one file is called by its path without this.
+_SUFFIX: Final = ".safetensors"
 #: Of (tokens, condition, checkpoint_path).
 _PLACE: Final = 2
 
@@ -49,6 +51,7 @@ class ItemDeltas:
         self._source = source
         self._paths: list[str | None] | None = known_paths(base)
         self._joined: JoinedDeltas | None = None
+        self._plain: dict[str, str] = {}
 
     @property
     def known(self) -> bool:
@@ -68,20 +71,26 @@ class ItemDeltas:
 
     @property
     def joined(self) -> JoinedDeltas:
-        """The joined deltas, by :func:`plain_path`.
+        """The joined deltas, by :func:`plain_path` as it was when they were joined.
 
         Raises:
             UsageError: As :func:`~llgbm_pack.raw_deltas.join_verified`.
         """
         if self._joined is None:
-            plain = dict.fromkeys(plain_path(path) for path in self.paths if path)
-            self._joined = join_verified(self._source, list(plain), zoo_root=".")
+            self._plain = {path: plain_path(path) for path in self.paths if path}
+            self._joined = join_verified(
+                self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
+            )
         return self._joined
 
     def entry(self, idx: int) -> DeltaEntry | None:
         """The delta of an item, None when it has none."""
         path = self.paths[idx]
-        return self.joined.entries.get(plain_path(path)) if path else None
+        return self.entry_of(path) if path else None
+
+    def entry_of(self, path: str) -> DeltaEntry | None:
+        """The delta of a path of :attr:`paths`, None when it has none."""
+        return self.joined.entries.get(self._plain[path])
 
     def refuse_another(self, idx: int, item: Any) -> None:
         """See that an item is of the checkpoint that the base dataset lists for it.
@@ -90,9 +99,9 @@ class ItemDeltas:
             UsageError: It says that it is of another: by position it would get that one's delta.
         """
         own, listed = path_in(item), self.paths[idx]
-        if not own or not listed or same_checkpoint(own, listed):
+        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self.paths):
             return
-        if _surely_a_path(item, own) or own in self.paths:
+        if not same_checkpoint(own, listed):
             raise UsageError(
                 "an item of the base dataset is of another checkpoint than it lists",
                 where=f"item {idx} of {type(self._base).__name__}",
@@ -106,7 +115,7 @@ class ItemDeltas:
         rows: list[Skip] = []
         for idx, path in enumerate(self.paths):
             if self.entry(idx) is None:
-                plain = plain_path(path) if path else ""
+                plain = self._plain[path] if path else ""
                 reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
                 rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
         return rows
@@ -148,7 +157,9 @@ def known_paths(base: Any) -> list[str | None] | None:
         return [_path_of(base.get_checkpoint_path(idx)) for idx in range(count)]
     for name in _LISTS:
         listed = getattr(base, name, None)
-        if isinstance(listed, Sequence) and not isinstance(listed, str) and len(listed) == count:
+        if isinstance(listed, str) or not isinstance(listed, (Sequence, np.ndarray)):
+            continue
+        if len(listed) == count:
             paths = [_path_of(item) for item in listed]
             if any(paths) or not count:
                 return paths
@@ -200,9 +211,13 @@ def _surely_a_path(item: Any, own: str) -> bool:
 
 
 def plain_path(path: str) -> str:
-    """A checkpoint's path without the name of its weights or config."""
-    pure = PurePath(path)
-    return str(pure.parent if pure.name in _FILES else pure)
+    """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
+    pure, here = PurePath(os.path.normpath(path)), Path.cwd()
+    if pure.name in _FILES:
+        pure = pure.parent
+    elif pure.suffix == _SUFFIX:
+        pure = pure.with_suffix("")
+    return str(pure.relative_to(here) if pure.is_relative_to(here) else pure)
 
 
 def _path_of(value: Any) -> str | None:

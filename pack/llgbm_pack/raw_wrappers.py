@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas
 from llgbm_pack.raw_items import DeltaSample, collate_tuples, tokens_and_condition
-from llgbm_pack.raw_paths import DeltaMap, ItemDeltas, plain_path
+from llgbm_pack.raw_paths import DeltaMap, ItemDeltas
 from llgbm_pack.raw_values import collate_items
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import UsageError
@@ -173,8 +173,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
     @property
     def all_deltas(self) -> LazyDeltas:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        entries = self._deltas.joined.entries
-        found = {path: entries.get(plain_path(path)) for path in self.idx_to_path.values()}
+        found = {path: self._deltas.entry_of(path) for path in self.idx_to_path.values()}
         return LazyDeltas(self._deltas.joined.source, {path: entry for path, entry in found.items() if entry})
 
     @property

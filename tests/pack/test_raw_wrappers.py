@@ -546,3 +546,49 @@ def test_the_map_of_deltas_that_users_know(cache):
     assert dataset.delta_map[2] is None
     assert [delta is not None for delta in dataset.delta_map.values()] == [True, True, False, True]
     assert 4 not in dataset.delta_map
+
+
+def test_spellings_of_one_path_are_one_checkpoint(tmp_path, monkeypatch):
+    """Each by itself would be left without its delta by the first, or claim it together with the first."""
+    monkeypatch.chdir(tmp_path)
+    DeltaCache("deltas").save_delta("zoo/x", np.ones(WIDTH, np.float32))
+    spellings = ["zoo/x", f"{tmp_path}/zoo/x", "./zoo/y/../x", "zoo/x/", "zoo/x/adapter_model.safetensors"]
+    dataset = DnDDatasetWithDelta(telling("checkpoints", paths=spellings), "deltas")
+    assert [dataset.has_delta(idx) for idx in range(5)] == [True] * 5
+    monkeypatch.chdir("/")
+    assert [dataset.has_delta(idx) for idx in range(5)] == [True] * 5
+    assert set(dataset.all_deltas) == set(spellings)
+
+
+@pytest.mark.parametrize("recorded", ["zoo/arc/4", "zoo/arc/4.safetensors", "/old/zoo/arc/4.safetensors"])
+def test_checkpoints_that_are_one_file(tmp_path, recorded):
+    DeltaCache(tmp_path).save_delta(recorded, np.ones(WIDTH, np.float32))
+    paths = [f"zoo/arc/{number}.safetensors" for number in (3, 4)]
+    dataset = DnDDatasetWithDelta(telling("checkpoints", paths=paths), tmp_path)
+    assert [dataset.has_delta(idx) for idx in range(2)] == [False, True]
+
+
+def test_paths_in_an_array(cache):
+    base = Base()
+    base.checkpoint_paths = np.array(PATHS)
+    assert len(DeltaAugmentedDataset(base, cache)) == 3
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [torch.ones(WIDTH, dtype=torch.bfloat16), torch.ones(WIDTH, requires_grad=True), [1.0] * WIDTH],
+)
+def test_foreign_caches_may_hold_tensors_and_lists(delta):
+    foreign = type("Foreign", (), {"get_all_deltas": lambda self: {Path(PATHS[0]): delta}})()
+    dataset = DnDDatasetWithDelta(telling("checkpoints"), foreign)
+    assert torch.equal(dataset[0][2], torch.ones(WIDTH))
+    assert dataset.has_delta(0)
+
+
+@pytest.mark.parametrize("delta", ["abc", None, [[1.0], [1.0, 2.0]], object(), np.array([1e300])])
+def test_what_a_foreign_cache_holds_that_is_no_delta(delta):
+    found = {PATHS[0]: delta, PATHS[1]: np.ones(WIDTH)}
+    foreign = type("Foreign", (), {"get_all_deltas": lambda self: found})()
+    dataset = DnDDatasetWithDelta(telling("checkpoints"), foreign)
+    assert "not a delta" in dataset.missing[0].reason
+    assert not dataset.has_delta(0)
