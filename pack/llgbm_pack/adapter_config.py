@@ -142,15 +142,14 @@ def public_name(value: object) -> str:
     if not isinstance(value, str) or not value:
         return ""
     value = without_credentials(value)
-    parts = [
-        part for part in (PureWindowsPath(value) if "\\" in value else PurePosixPath(value)).parts if part
-    ]
+    path = PureWindowsPath(value) if "\\" in value else PurePosixPath(value)
+    parts = path.parts
     cached = [part for part in parts if part.startswith("models--")]
     if cached:
         return cached[-1].removeprefix("models--").replace("--", "/", 1)
-    if len(parts) == 2 and value == "/".join(parts) and parts[0] not in {"..", ".", "~"}:
+    if len(parts) == 2 and value == "/".join(parts) and not re.match(r"\.\.$|~|.*:$", parts[0]):
         return value
-    return parts[-1] if parts and parts[-1] not in {"/", "\\", "..", "~"} else ""
+    return "" if path.name.startswith(("..", "~")) else path.name
 
 
 def _refuse_variants(config: Mapping[str, Any], where: str) -> None:

@@ -1,7 +1,8 @@
 """The two forms in which users keep deltas, read as one list of entries.
 
 * ``manifest.json``: ``{"adapters": {id: {"path", "norm", "shape"}}, "config": {...}}`` with ``<id>.npy`` beside it;
-  id is the first 12 hex digits of the md5 of the path string.
+  id is the first 12 hex digits of the md5 of the path string. An entry's ``file`` names another file than
+  ``<id>.npy``, while its delta is being replaced.
 * ``delta_manifest.json``: ``{"base_activation_file", "adapters": {name: {"adapter_path", "delta_file", "task",
   "delta_norm", "probes_file"?}}}``.
 """
@@ -15,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from blake3 import blake3
-
 from llgbm_pack.delta_file import LoadedDelta, load_delta
+from llgbm_pack.delta_provenance import first_text, provenance
 from llgbm_shards.canonical import load_json
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import HeaderError, StorageError, UsageError
 
 #: File names of the two forms.
@@ -27,11 +26,8 @@ MANIFEST: Final = "manifest.json"
 NAMED_MANIFEST: Final = "delta_manifest.json"
 #: Largest manifest read, in bytes: about a million adapters.
 MAX_MANIFEST_BYTES: Final = 512 << 20
-_BASE_KEYS: Final = ("base_model", "base_model_name", "base_model_name_or_path", "model_name", "model")
-_PROBE_KEYS: Final = ("probes", "probe_texts", "probe_set", "num_probes")
-_LAYER_KEYS: Final = ("layer", "layer_idx", "layer_index")
-_DTYPE_KEYS: Final = ("dtype", "torch_dtype")
-_DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
+#: What a digest of the measured adapter is called.
+DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +41,6 @@ class DeltaEntry:
         file: File of the delta.
         norm: The norm the manifest gives, if it does.
         width: The width the manifest gives, if it does.
-        task: The task the manifest gives, or empty.
         probes_file: File of the probe texts, if the manifest names one.
         source_digest: Digest of the adapter the delta was measured on, or empty.
         base_model: Base model of the measurement, or empty.
@@ -60,7 +55,6 @@ class DeltaEntry:
     file: Path
     norm: float | None = None
     width: int | None = None
-    task: str = ""
     probes_file: Path | None = None
     source_digest: str = ""
     base_model: str = ""
@@ -137,7 +131,7 @@ def parse_entries(manifest: Mapping[str, Any], path: Path) -> tuple[DeltaEntry, 
     config = manifest.get("config")
     common = {**manifest, **(config if isinstance(config, dict) else {})}
     named = path.name == NAMED_MANIFEST
-    shared = _provenance(common)
+    shared = provenance(common)
     return tuple(_parse_entry(key, info, path, named, shared) for key, info in manifest["adapters"].items())
 
 
@@ -146,9 +140,10 @@ def _parse_entry(
 ) -> DeltaEntry:
     where = f"{path} adapter {key[:80]!r}"
     norm = _number(info, "delta_norm" if named else "norm", where)
-    file = _field(info, "delta_file", where) if named else f"{key}.npy"
+    name = "delta_file" if named else "file"
+    file = _field(info, name, where) if named or name in info else f"{key}.npy"
     probes = info.get("probes_file")
-    own = {name: value for name, value in _provenance(info).items() if value}
+    own = {name: value for name, value in provenance(info).items() if value}
     return DeltaEntry(
         key=key,
         name=key if named else "",
@@ -156,11 +151,10 @@ def _parse_entry(
         file=inside(path.parent, file, where=where, proven=norm is not None),
         norm=norm,
         width=_width(info.get("shape"), where),
-        task=_text(info, ("task",)),
         probes_file=None
         if probes in (None, "")
         else inside(path.parent, _field(info, "probes_file", where), where=where),
-        source_digest=_text(info, _DIGEST_KEYS),
+        source_digest=first_text(info, DIGEST_KEYS),
         **{**shared, **own},
     )
 
@@ -189,26 +183,6 @@ def inside(directory: Path, file: str, *, where: str, proven: bool = True) -> Pa
         expected=f"a path below {directory}",
         got=repr(file)[:120],
     )
-
-
-def _provenance(values: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "base_model": _text(values, _BASE_KEYS),
-        "probes": _text(values, _PROBE_KEYS),
-        "layer": _text(values, _LAYER_KEYS),
-        "dtype": _text(values, _DTYPE_KEYS),
-    }
-
-
-def _text(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """The first of some fields as a word; a list of texts by count and digest, a path by its last component."""
-    value = next((values[key] for key in keys if values.get(key) not in (None, "")), "")
-    if isinstance(value, list):
-        joined = "\0".join(map(str, value)).encode(errors="surrogatepass")
-        return f"{len(value)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
-    text = without_credentials(str(value)) if isinstance(value, (str, int, float)) else ""
-    # No path of another machine may get into a set.
-    return PurePosixPath(text).name if text.startswith("/") else text
 
 
 def _field(info: Mapping[str, Any], name: str, where: str) -> str:

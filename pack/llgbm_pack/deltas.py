@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,15 +23,20 @@ from llgbm_pack.delta_manifest import (
     parse_entries,
     read_manifest,
 )
+from llgbm_pack.delta_write import (
+    Files,
+    entry_info,
+    finite_vector,
+    locked,
+    replace,
+    unicode_path,
+)
 from llgbm_pack.join import join_deltas
-from llgbm_shards.errors import UsageError
-from llgbm_shards.npy import encode_npy
-from llgbm_shards.storage import storage_errors, write_file
+from llgbm_shards.errors import CheckpointError, UsageError
 
 __all__ = ["DeltaCache", "DeltaEntry", "LagCorrelation", "LoadedDelta", "delta_lag_correlation"]
 
 _BASE_FILE: Final = "base_activation.npy"
-_LOCK_FILE: Final = ".lock"
 
 
 class DeltaCache:
@@ -86,7 +89,7 @@ class DeltaCache:
         found = self._by_path.get(os.fspath(path), [])
         if len(found) > 1:
             raise _two_candidates(os.fspath(path), found)
-        return found[0].load().array if found else None
+        return self._load(found[0]) if found else None
 
     def get_delta_for_checkpoint(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
         """The delta of a checkpoint that may have been moved: joined as in :mod:`llgbm_pack.join`, never by substring.
@@ -107,7 +110,7 @@ class DeltaCache:
         result = join_deltas([name], zoo_root="/", entries=self.entries())
         if result.ambiguous:
             raise _two_candidates(os.fspath(path), result.ambiguous[0][1])
-        return result.matches[name].entry.load().array if name in result.matches else None
+        return self._load(result.matches[name].entry) if name in result.matches else None
 
     def get_all_deltas(self) -> dict[str, NDArray[np.float32]]:
         """All deltas by the path string they were recorded under; all of them are held in memory.
@@ -120,7 +123,7 @@ class DeltaCache:
         double = next((found for found in self._by_path.values() if len(found) > 1), None)
         if double:
             raise _two_candidates(double[0].path, double)
-        return {entry.path: entry.load().array for entry in entries}
+        return {entry.path: self._load(entry) for entry in entries}
 
     def get_base_activation(self) -> NDArray[np.float32] | None:
         """The base model's activation, (hidden,) or (probes, hidden) float32; None if none was saved."""
@@ -129,7 +132,7 @@ class DeltaCache:
         return read_array(file, dimensions=2)[0] if file.exists() else None
 
     def save_delta(self, path: str | os.PathLike[str], delta: NDArray[Any], **fields: str) -> str:
-        """Save a delta under a path string, in place of one saved before.
+        """Save a delta under a path string, in place of one saved before; whenever it is cut short, one of them is there.
 
         Args:
             path: The checkpoint's path; the string is kept as it is.
@@ -140,42 +143,41 @@ class DeltaCache:
             Its key in the manifest.
 
         Raises:
-            UsageError: Not a finite vector.
+            UsageError: Not a finite vector, or a path or field that JSON cannot hold; nothing was written.
             StorageError: It cannot be written.
         """
         return self.save_deltas({os.fspath(path): delta}, **fields)[0]
 
     def save_deltas(self, deltas: Mapping[str, NDArray[Any]], **fields: str) -> list[str]:
         """Save many deltas with one rewriting of the manifest; as :meth:`save_delta` otherwise."""
-        arrays = {path: _vector(delta, path) for path, delta in deltas.items()}
-        keys: list[str] = []
-
-        def change(manifest: dict[str, Any], named: bool) -> None:
-            for path, array in arrays.items():
-                key, info = self._new_info(path, array, named, fields)
-                write_file(self.cache_dir / info.get("delta_file", f"{key}.npy"), encode_npy(array))
-                manifest["adapters"][key] = {**manifest["adapters"].get(key, {}), **info}
-                keys.append(key)
-
-        self._change(change)
+        arrays = {unicode_path(path): finite_vector(delta, path) for path, delta in deltas.items()}
+        homes: dict[str, Path] = {}
+        keys = self._save(arrays, homes, fields)
+        away = {path: arrays[path] for path, home in homes.items() if self._by_path[path][0].file != home}
+        if away:
+            # Users look for <id>.npy, which only now is no entry's file, and may be written to.
+            self._save(away, homes, fields)
         return keys
 
     def save_base_activation(self, activation: NDArray[Any]) -> None:
         """Save the base model's activation, (hidden,) or (probes, hidden) finite floats; kept as float32."""
-        array = _vector(activation, "base activation", dimensions=2)
+        array = finite_vector(activation, "base activation", dimensions=2)
 
-        def change(manifest: dict[str, Any], named: bool) -> None:
+        def change(manifest: dict[str, Any], named: bool) -> Files:
             if named:
-                manifest["base_activation_file"] = _BASE_FILE
-            write_file(self.cache_dir / _BASE_FILE, encode_npy(array))
+                manifest.setdefault("base_activation_file", _BASE_FILE)
+            return {self._base_file(): array}
 
         self._change(change)
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Record how the deltas were measured: ``base_model``, ``probes``, ``layer``, ``dtype`` and what else."""
-        self._change(
-            lambda manifest, _named: manifest.update(config={**manifest.get("config", {}), **config})
-        )
+
+        def change(manifest: dict[str, Any], _named: bool) -> Files:
+            manifest["config"] = {**manifest.get("config", {}), **config}
+            return {}
+
+        self._change(change)
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says: count, width, norms, provenance, and whether there is a base activation."""
@@ -194,16 +196,22 @@ class DeltaCache:
     def clear(self) -> None:
         """Forget all deltas and the base activation, and delete their files; other files stay."""
 
-        def change(manifest: dict[str, Any], _named: bool) -> None:
-            base = self._base_file()
+        def change(manifest: dict[str, Any], _named: bool) -> Files:
             manifest["adapters"] = {}
-            files.extend([*(entry.file for entry in self._entries), base])
+            return dict.fromkeys([*(entry.file for entry in self._entries), self._base_file()])
 
-        files: list[Path] = []
-        # First the manifest, then the files: a crash between leaves files nobody names, not names without files.
         self._change(change)
-        for file in files:
-            file.unlink(missing_ok=True)
+
+    def _load(self, entry: DeltaEntry) -> NDArray[np.float32]:
+        """The delta of an entry; of the new entry where a writer has put another in its place meanwhile."""
+        try:
+            return entry.load().array
+        except CheckpointError:
+            self.entries()
+            found = self._by_path.get(entry.path, [])
+            if len(found) != 1 or found[0] == entry:
+                raise
+            return found[0].load().array
 
     def _base_file(self) -> Path:
         name = self._manifest.get("base_activation_file") or _BASE_FILE
@@ -214,56 +222,49 @@ class DeltaCache:
             )
         return inside(self.cache_dir, name, where=str(self.cache_dir))
 
-    def _new_info(
-        self, path: str, array: NDArray[np.float32], named: bool, fields: Mapping[str, str]
-    ) -> tuple[str, dict[str, Any]]:
-        norm = float(np.linalg.norm(array.astype(np.float64)))
-        old = self._by_path.get(path, [])
-        if len(old) > 1:
-            raise _two_candidates(path, old)
-        key = old[0].key if old else adapter_id(path)
-        if not named:
-            return key, {"path": path, "norm": norm, "shape": [array.size], **fields}
-        file = old[0].file.relative_to(self.cache_dir).as_posix() if old else f"{key}.npy"
-        return key, {"adapter_path": path, "delta_file": file, "task": "", "delta_norm": norm, **fields}
+    def _save(
+        self, arrays: Mapping[str, NDArray[np.float32]], homes: dict[str, Path], fields: Mapping[str, str]
+    ) -> list[str]:
+        """Save each delta in a file that no entry names: its home if it can be; notes the homes it finds out."""
+        keys: list[str] = []
 
-    def _change(self, change: Callable[[dict[str, Any], bool], None]) -> None:
+        def change(manifest: dict[str, Any], named: bool) -> Files:
+            files: dict[Path, NDArray[np.float32] | None] = {}
+            used = {entry.file for entry in self._entries}
+            for path, array in arrays.items():
+                old = self._only(path)
+                key = old.key if old else adapter_id(path)
+                home = homes.setdefault(path, old.file if old and named else self.cache_dir / f"{key}.npy")
+                file = home.with_stem(f"{home.stem}-{secrets.token_hex(4)}") if home in used else home
+                files |= {file: array, **({old.file: None} if old else {})}
+                old_info = manifest["adapters"].get(key, {})
+                info = entry_info(path, array, named=named, old=old_info, fields=fields)
+                if named or file != home:
+                    info["delta_file" if named else "file"] = file.relative_to(self.cache_dir).as_posix()
+                manifest["adapters"][key] = info
+                keys.append(key)
+            return files
+
+        self._change(change)
+        return keys
+
+    def _only(self, path: str) -> DeltaEntry | None:
+        found = self._by_path.get(path, [])
+        if len(found) > 1:
+            raise _two_candidates(path, found)
+        return found[0] if found else None
+
+    def _change(self, change: Callable[[dict[str, Any], bool], Files]) -> None:
         """Read the manifest, change it and write it back, while no other process does."""
-        with _locked(self.cache_dir):
+        with locked(self.cache_dir):
             self.entries()
             path = find_manifest(self.cache_dir) or self.cache_dir / MANIFEST
             manifest = {**self._manifest, "adapters": dict(self._manifest["adapters"])}
-            change(manifest, path.name == NAMED_MANIFEST)
-            text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-            write_file(path, text.encode() + b"\n")
+            files = change(manifest, path.name == NAMED_MANIFEST)
+            replace(path, manifest, files)
+            self.entries()
 
 
 def _two_candidates(path: str, found: Iterable[DeltaEntry]) -> UsageError:
     listed = ", ".join(f"{entry.key} ({entry.path})" for entry in found)
     return UsageError("two deltas for one checkpoint", where=path, expected="one", got=listed)
-
-
-def _vector(values: NDArray[Any], where: str, dimensions: int = 1) -> NDArray[np.float32]:
-    array = np.asarray(values)
-    if not 1 <= array.ndim <= dimensions or array.size == 0 or array.dtype.kind != "f":
-        got = f"{array.dtype} of shape {array.shape}"
-        raise UsageError("not a delta", where=where, expected="(hidden,) floats", got=got)
-    with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(array, "<f4")
-    if not np.isfinite(single).all():
-        raise UsageError("delta not finite", where=where, expected="finite float32")
-    return single
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the cache's lock; the kernel lets it go when the process ends, however it ends."""
-    with storage_errors(directory / _LOCK_FILE):
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        with storage_errors(directory / _LOCK_FILE):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -230,6 +230,11 @@ class _Join:
         return min(deepest, max((len(self._tails[e]) for e in self._free), default=0))
 
 
+def checkpoint_parts(path: str) -> Parts:
+    """The components that tell a checkpoint: less the name of its weights, and a closing ``adapter``."""
+    return _unwrap(_rewrite(_parts(path), ()))
+
+
 def _parts(path: str) -> Parts:
     """Whole components; an absolute path begins with ``/``, and Windows' separators count where no other are."""
     text = path.replace("\\", "/") if "\\" in path and "/" not in path else path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llgbm_pack.delta_lag import LagCorrelation
 from llgbm_pack.delta_manifest import DeltaEntry, find_manifest
+from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.jobs import Note
 from llgbm_pack.join import Match, join_deltas
@@ -45,7 +46,7 @@ def plan_deltas(teachers: Sequence[Teacher], every_path: Sequence[str], options:
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
-            or deltas of two base models; lists all of it.
+            or deltas that were not measured alike; lists all of it.
     """
     plan = DeltaPlan()
     if options.deltas is None:
@@ -57,7 +58,7 @@ def plan_deltas(teachers: Sequence[Teacher], every_path: Sequence[str], options:
     _refuse_ambiguous([row for row in joined.ambiguous if row[0] in wanted], options)
     _apply_missing_policy([path for path in joined.missing if path in wanted], plan, options)
     matches = {path: match for path, match in joined.matches.items() if path in wanted}
-    _one_base_model(matches, options)
+    _refuse_mixed(matches, options)
     plan.matches = _verified(matches, entries, plan, options.deltas)
     plan.notes += _stale(teachers, plan.matches)
     return plan
@@ -100,16 +101,15 @@ def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: Pack
         plan.skipped += [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in missing]
 
 
-def _one_base_model(matches: Mapping[str, Match], options: PackOptions) -> None:
-    """Deltas of two base models are not comparable: no set may mix them."""
-    models = Counter(match.entry.base_model for match in matches.values())
-    if len(models) > 1:
+def _refuse_mixed(matches: Mapping[str, Match], options: PackOptions) -> None:
+    mixed = mixed_provenance(match.entry for match in matches.values())
+    if mixed:
         raise PlanError(
-            "deltas of more than one base model",
+            f"deltas of more than one {' and more than one '.join(mixed)}",
             where=str(options.deltas),
-            expected="one base model a set",
-            got=", ".join(f"{model or '(unknown)'}: {count}" for model, count in models.most_common()),
-            do="Pack one set per base model, with --include or with separate delta caches.",
+            expected="one a set",
+            got="; ".join(mixed.values()),
+            do="Pack one set for each, with --include or with separate delta caches.",
         )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.join import Match, join_deltas
 from llgbm_shards.errors import CheckpointError, UsageError
@@ -60,13 +61,7 @@ class DeltaSource:
         """
         if self._arrays is None:
             return entry.load().array
-        array = np.array(self._arrays[entry.path], np.float32)
-        if array.ndim != 1 or not np.isfinite(array).all():
-            got = f"shape {array.shape}"
-            raise CheckpointError(
-                "not a delta", where=entry.path, expected="(hidden,) finite floats", got=got
-            )
-        return array
+        return _as_array(self._arrays[entry.path], entry.path)
 
     def tensor(self, entry: DeltaEntry) -> Tensor:
         """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
@@ -144,7 +139,7 @@ def join_verified(
         maps: (old, new) prefixes to rewrite in the cache's paths.
 
     Raises:
-        UsageError: A checkpoint with two candidates, deltas of two base models, or no width that most of them share.
+        UsageError: A checkpoint with two candidates, deltas that were not measured alike, or no width that most of them share.
     """
     joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
     asked = set(checkpoints if wanted is None else wanted)
@@ -186,6 +181,23 @@ class LazyDeltas(Mapping[str, NDArray[np.float32]]):
         return len(self._entries)
 
 
+def _as_array(delta: object, path: str) -> NDArray[np.float32]:
+    """What a foreign cache holds for a path, as an array of its own."""
+    values = delta.detach().float().cpu() if isinstance(delta, Tensor) else delta
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        got = type(delta).__name__
+        raise CheckpointError(
+            "not a delta", where=path, expected="(hidden,) finite floats", got=got
+        ) from error
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        got = f"shape {array.shape}, {array.size - np.isfinite(array).sum()} not finite"
+        raise CheckpointError("not a delta", where=path, expected="(hidden,) finite floats", got=got)
+    return array
+
+
 def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None:
     if ambiguous:
         rows = [
@@ -201,15 +213,14 @@ def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None
 
 
 def _refuse_mixed(matches: Mapping[str, Match]) -> None:
-    """Deltas of two base models are not comparable."""
-    models = Counter(match.entry.base_model for match in matches.values())
-    if len(models) > 1:
+    mixed = mixed_provenance(match.entry for match in matches.values())
+    if mixed:
         raise UsageError(
-            "deltas of more than one base model",
+            f"deltas of more than one {' and more than one '.join(mixed)}",
             where="delta_cache",
-            expected="one base model",
-            got=", ".join(f"{model or '(unknown)'}: {count}" for model, count in models.most_common()),
-            do="Use one folder of checkpoints, or one cache, per base model.",
+            expected="one",
+            got="; ".join(mixed.values()),
+            do="Use one folder of checkpoints, or one cache, for each.",
         )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, Final
 
-from torch.utils.data import Subset
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.join import checkpoint_parts
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import UsageError
@@ -19,10 +22,13 @@ _LOG = logging.getLogger(__name__)
 #: Attributes that hold one checkpoint an item, in the order in which they are tried.
 _LISTS: Final = ("valid_checkpoints", "checkpoint_paths", "checkpoints", "samples")
 _METHOD: Final = "get_checkpoint_path"
-#: Where an item, or an entry of such a list, keeps its path.
-_KEYS: Final = ("checkpoint_path", "path", "adapter_path", "checkpoint")
+#: Where an item, or an entry of such a list, keeps its path; under the first two names nothing else is kept.
+_KEYS: Final = ("checkpoint_path", "adapter_path", "path", "checkpoint")
+_OWN_KEYS: Final = _KEYS[:2]
 #: A path may name the weights file in place of the checkpoint.
 _FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+#: A checkpoint that is one file is called by its path without this.
+_SUFFIX: Final = ".safetensors"
 #: Of (tokens, condition, checkpoint_path).
 _PLACE: Final = 2
 
@@ -31,8 +37,9 @@ class ItemDeltas:
     """The deltas of a base dataset's items.
 
     Paths come from the base dataset's ``get_checkpoint_path(idx)``, ``valid_checkpoints``, ``checkpoint_paths``,
-    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Only when it has none of them its
-    items are read, all of them, when a path is first needed.
+    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Torch's ``Subset`` and
+    ``ConcatDataset`` are asked for those of their parts. Only when it has none of them its items are read, all of them,
+    when a path is first needed. An item that carries a path of its own must be of the checkpoint that is listed for it.
 
     Args:
         base: The base dataset.
@@ -44,6 +51,7 @@ class ItemDeltas:
         self._source = source
         self._paths: list[str | None] | None = known_paths(base)
         self._joined: JoinedDeltas | None = None
+        self._plain: dict[str, str] = {}
 
     @property
     def known(self) -> bool:
@@ -63,43 +71,95 @@ class ItemDeltas:
 
     @property
     def joined(self) -> JoinedDeltas:
-        """The joined deltas, by :func:`plain_path`.
+        """The joined deltas, by :func:`plain_path` as it was when they were joined.
 
         Raises:
             UsageError: As :func:`~llgbm_pack.raw_deltas.join_verified`.
         """
         if self._joined is None:
-            plain = dict.fromkeys(plain_path(path) for path in self.paths if path)
-            self._joined = join_verified(self._source, list(plain), zoo_root=".")
+            self._plain = {path: plain_path(path) for path in self.paths if path}
+            self._joined = join_verified(
+                self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
+            )
         return self._joined
 
     def entry(self, idx: int) -> DeltaEntry | None:
         """The delta of an item, None when it has none."""
         path = self.paths[idx]
-        return self.joined.entries.get(plain_path(path)) if path else None
+        return self.entry_of(path) if path else None
+
+    def entry_of(self, path: str) -> DeltaEntry | None:
+        """The delta of a path of :attr:`paths`, None when it has none."""
+        return self.joined.entries.get(self._plain[path])
+
+    def refuse_another(self, idx: int, item: Any) -> None:
+        """See that an item is of the checkpoint that the base dataset lists for it.
+
+        Raises:
+            UsageError: It says that it is of another: by position it would get that one's delta.
+        """
+        own, listed = path_in(item), self.paths[idx]
+        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self.paths):
+            return
+        if not same_checkpoint(own, listed):
+            raise UsageError(
+                "an item of the base dataset is of another checkpoint than it lists",
+                where=f"item {idx} of {type(self._base).__name__}",
+                expected=listed,
+                got=own,
+                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items.",
+            )
 
     def missing(self) -> list[Skip]:
         """Items without a delta, by path (``item N`` without one), with the reason."""
         rows: list[Skip] = []
         for idx, path in enumerate(self.paths):
             if self.entry(idx) is None:
-                plain = plain_path(path) if path else ""
+                plain = self._plain[path] if path else ""
                 reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
                 rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
         return rows
 
 
+class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
+    """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
+
+    def __init__(self, deltas: ItemDeltas, indices: Sequence[int]) -> None:
+        self._deltas = deltas
+        self._indices = dict.fromkeys(indices)
+
+    def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
+        if idx not in self._indices:
+            raise KeyError(idx)
+        entry = self._deltas.entry(idx)
+        return None if entry is None else self._deltas.joined.source.load(entry)
+
+    def __contains__(self, idx: object) -> bool:
+        return idx in self._indices  # Mapping's own would read the file
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
 def known_paths(base: Any) -> list[str | None] | None:
     """Paths of all items as the dataset itself tells them, None when it does not."""
-    count = len(base)
     if isinstance(base, Subset):
         whole = known_paths(base.dataset)
         return None if whole is None else [whole[idx] for idx in base.indices]
+    if isinstance(base, ConcatDataset):
+        parts = [known_paths(part) for part in base.datasets]
+        return None if None in parts else [path for part in parts for path in part or ()]
+    count = len(base)
     if callable(getattr(base, _METHOD, None)):
         return [_path_of(base.get_checkpoint_path(idx)) for idx in range(count)]
     for name in _LISTS:
         listed = getattr(base, name, None)
-        if isinstance(listed, Sequence) and len(listed) == count:
+        if isinstance(listed, str) or not isinstance(listed, (Sequence, np.ndarray)):
+            continue
+        if len(listed) == count:
             paths = [_path_of(item) for item in listed]
             if any(paths) or not count:
                 return paths
@@ -133,10 +193,31 @@ def path_in(item: Any) -> str | None:
     return _path_of(item)
 
 
+def same_checkpoint(one: str, other: str) -> bool:
+    """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
+    if one == other:
+        return True
+    short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
+    if short and long[-len(short) :] == short:
+        return True
+    return os.path.realpath(plain_path(one)) == os.path.realpath(plain_path(other))
+
+
+def _surely_a_path(item: Any, own: str) -> bool:
+    """Whether the string found in an item cannot well be an answer, or the file of an image."""
+    if isinstance(item, Mapping):
+        return any(item.get(key) for key in _OWN_KEYS)
+    return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
+
+
 def plain_path(path: str) -> str:
-    """A checkpoint's path without the name of its weights or config."""
-    pure = PurePath(path)
-    return str(pure.parent if pure.name in _FILES else pure)
+    """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
+    pure, here = PurePath(os.path.normpath(path)), Path.cwd()
+    if pure.name in _FILES:
+        pure = pure.parent
+    elif pure.suffix == _SUFFIX:
+        pure = pure.with_suffix("")
+    return str(pure.relative_to(here) if pure.is_relative_to(here) else pure)
 
 
 def _path_of(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas
 from llgbm_pack.raw_items import DeltaSample, collate_tuples, tokens_and_condition
-from llgbm_pack.raw_paths import ItemDeltas, plain_path
+from llgbm_pack.raw_paths import DeltaMap, ItemDeltas
 from llgbm_pack.raw_values import collate_items
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import UsageError
@@ -56,6 +56,11 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         return self._find()
 
     @property
+    def delta_map(self) -> DeltaMap:
+        """Delta arrays by index in the base dataset, read when looked up; None where zeros stand for one."""
+        return DeltaMap(self._deltas, self._find())
+
+    @property
     def skipped(self) -> list[Skip]:
         """Items of the base dataset that are left out, with reasons."""
         self._find()
@@ -70,10 +75,14 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         Returns:
             (tokens, condition, delta): tokens as the base dataset has them, as a tensor; its condition as it is; delta
             (hidden,) float32. The tuple's ``has_delta`` is False where delta is zeros in place of a missing one.
+
+        Raises:
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
         """
         place = self._find()[operator.index(idx)]
-        tokens, condition = tokens_and_condition(self.base_dataset[place])
-        delta, found = _delta(self._deltas, place)
+        item = self.base_dataset[place]
+        delta, found = _delta(self._deltas, place, item)
+        tokens, condition = tokens_and_condition(item)
         return DeltaSample((tokens, condition, delta), found)
 
     def has_delta(self, idx: SupportsIndex) -> bool:
@@ -164,8 +173,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
     @property
     def all_deltas(self) -> LazyDeltas:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        entries = self._deltas.joined.entries
-        found = {path: entries.get(plain_path(path)) for path in self.idx_to_path.values()}
+        found = {path: self._deltas.entry_of(path) for path in self.idx_to_path.values()}
         return LazyDeltas(self._deltas.joined.source, {path: entry for path, entry in found.items() if entry})
 
     @property
@@ -183,11 +191,14 @@ class DnDDatasetWithDelta(Dataset[Any]):
             Of a tuple (tokens, condition, ...): (tokens, condition, delta, ...), whose ``has_delta`` tells whether delta
             is one. Of a map: a copy with ``delta`` (hidden,) float32 and ``has_delta`` () bool. Of anything else:
             (item, delta).
+
+        Raises:
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
         """
         self._check()
         place = range(len(self.base_dataset))[operator.index(idx)]
         item = self.base_dataset[place]
-        delta, found = _delta(self._deltas, place)
+        delta, found = _delta(self._deltas, place, item)
         if isinstance(item, Mapping):
             return {**item, "delta": delta, "has_delta": torch.tensor(found)}
         if isinstance(item, (tuple, list)):
@@ -245,8 +256,9 @@ def wrap_dnd_dataset(
     return DnDDatasetWithDelta(dataset_class(**dataset_kwargs), delta_cache_dir)
 
 
-def _delta(deltas: ItemDeltas, place: int) -> tuple[Tensor, bool]:
+def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
     """The delta of an item and whether it is one."""
+    deltas.refuse_another(place, item)
     entry = deltas.entry(place)
     joined = deltas.joined
     return (joined.zeros(), False) if entry is None else (joined.source.tensor(entry), True)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from llgbm_pack import DeltaCache
+from llgbm_pack.raw_deltas import DeltaSource, join_verified
 from llgbm_shards import ShardSet
+from llgbm_shards.errors import UsageError
 from support.commands import here
 from support.refusals import pack, refused
 from support.tiny_zoo import tree, write_deltas
@@ -147,6 +149,40 @@ def test_deltas_of_two_base_models(zoo, deltas):
 
     rewrite(deltas, change)
     refused(pack(zoo, "--deltas", deltas), "more than one base model", "another/base: 1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("base_model", "another/base", "more than one base model: .*another/base: 1"),
+        ("probes", ["a", "b"], "more than one set of probes: .*2 texts"),
+        ("layer", -2, "more than one layer: .*-2: 1"),
+        ("dtype", "float16", "more than one dtype: .*float16: 1"),
+    ],
+)
+def test_deltas_measured_in_two_ways(zoo, deltas, field, value, said):
+    DeltaCache(deltas).save_config(
+        {"base_model": "a/base", "probes": ["a"], "layer": -1, "dtype": "bfloat16"}
+    )
+    assert pack(zoo, "--deltas", deltas, "--dry-run").code == 0
+    rewrite(deltas, lambda by_path, _adapters: by_path[f"zoo/{PATH}"][1].update({field: value}))
+    refused(pack(zoo, "--deltas", deltas), said)
+    with pytest.raises(UsageError, match=said):
+        join_verified(DeltaSource(deltas), [PATH, "alpha/run_000"], zoo_root=zoo)
+    assert len(join_verified(DeltaSource(deltas), ["alpha/run_000"], zoo_root=zoo).entries) == 1
+
+
+def test_probes_of_their_own_are_no_mix(zoo, deltas):
+    """In the second form each adapter may have a file of its own probes."""
+
+    def change(by_path, _adapters):
+        for number, (_key, info) in enumerate(by_path.values()):
+            info.update(probes_file=f"{number}.json", num_probes=number + 1)
+
+    for number in range(GOOD):
+        (deltas / f"{number}.json").write_text(json.dumps({"probes": [f"probe {number}"]}))
+    rewrite(deltas, change)
+    assert pack(zoo, "--deltas", deltas, "--dry-run").code == 0
 
 
 def test_a_cache_without_a_manifest(zoo, tmp_path):

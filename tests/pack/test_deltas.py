@@ -15,6 +15,7 @@ from llgbm_pack.delta_file import load_delta, read_array, read_delta
 from llgbm_pack.delta_lag import LagCorrelation, delta_lag_correlation
 from llgbm_pack.deltas import DeltaCache
 from llgbm_shards.errors import CheckpointError, StorageError, UsageError
+from llgbm_shards.storage import write_file
 
 
 def vector(seed=0, width=16, dtype="<f4"):
@@ -77,7 +78,7 @@ def test_first_form(tmp_path):
 def test_second_form(tmp_path):
     cache = DeltaCache(make_second_form(tmp_path, top={"model_name": "/models/base-x"}))
     first, second = cache.entries()
-    assert (first.name, first.task, first.width, first.base_model) == ("arc_e_1", "arc_e", None, "base-x")
+    assert (first.name, first.width, first.base_model) == ("arc_e_1", None, "base-x")
     assert first.norm == pytest.approx(norm(vector(0)))
     np.testing.assert_array_equal(cache.get_delta(second.path), vector(1))
     np.testing.assert_array_equal(cache.get_base_activation(), vector(9))
@@ -262,7 +263,10 @@ def test_second_form_stays_the_second_form(tmp_path):
     entries = DeltaCache(tmp_path).entries()
     assert [entry.key for entry in entries[:2]] == ["arc_e_1", "arc_e_10"]
     np.testing.assert_array_equal(entries[0].load().array, vector(7))
-    assert (entries[2].path, entries[2].task) == ("zoo/new", "t")
+    assert entries[2].path == "zoo/new"
+    assert (
+        json.loads((tmp_path / "delta_manifest.json").read_text())["adapters"][entries[2].key]["task"] == "t"
+    )
     np.testing.assert_array_equal(entries[2].load().array, vector(8))
 
 
@@ -399,3 +403,160 @@ def test_a_fifo_is_refused_without_being_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "delta.npy")
     with pytest.raises(CheckpointError, match="not a regular file"):
         read_array(tmp_path / "delta.npy", dimensions=1)
+
+
+class Killed(BaseException):
+    """What no except of the cache's own catches."""
+
+
+def written_paths(monkeypatch, stop_before=-1):
+    """The files written and removed from now on, in order; killed before the one of the given number."""
+    steps = []
+
+    def step(call):
+        def stepped(path, *rest, **options):
+            if len(steps) == stop_before:
+                raise Killed
+            steps.append(path.name)
+            return call(path, *rest, **options)
+
+        return stepped
+
+    monkeypatch.setattr("llgbm_pack.delta_write.write_file", step(write_file))
+    monkeypatch.setattr(Path, "unlink", step(Path.unlink))
+    return steps
+
+
+FORMS = [
+    (lambda path: make_first_form(path, ["zoo/x", "zoo/y"]), "zoo/x"),
+    (make_second_form, "/content/zoo/arc_e_1/adapter"),
+]
+
+
+@pytest.mark.parametrize(("make", "path"), FORMS, ids=["first", "second"])
+def test_saved_again_and_killed_at_any_step_one_of_both_deltas_is_there(tmp_path, monkeypatch, make, path):
+    file = DeltaCache(make(tmp_path / "whole")).entries()[0].file.name
+    with monkeypatch.context() as patch:
+        steps = written_paths(patch)
+        DeltaCache(tmp_path / "whole").save_delta(path, vector(7))
+    assert len(steps) == 6, steps
+    for stop in range(len(steps)):
+        cache = DeltaCache(make(tmp_path / str(stop)))
+        names = {found.name for found in cache.cache_dir.iterdir()}
+        with monkeypatch.context() as patch:
+            written_paths(patch, stop)
+            with pytest.raises(Killed):
+                cache.save_delta(path, vector(7))
+        found = DeltaCache(cache.cache_dir).get_all_deltas()[path]
+        assert any(np.array_equal(found, vector(seed)) for seed in (0, 7)), stop
+        DeltaCache(cache.cache_dir).save_delta(path, vector(8))
+        np.testing.assert_array_equal(cache.get_delta(path), vector(8))
+        if stop == len(steps) - 1:
+            assert DeltaCache(cache.cache_dir).entries()[0].file.name == file
+            assert names <= {found.name for found in cache.cache_dir.iterdir()}
+
+
+@pytest.mark.parametrize(("make", "path"), FORMS, ids=["first", "second"])
+def test_a_delta_saved_again_keeps_its_file_and_nothing_is_left_over(tmp_path, make, path):
+    cache = DeltaCache(make(tmp_path))
+    before = {found.name for found in tmp_path.iterdir()}
+    keys = [entry.key for entry in cache.entries()]
+    for seed in (5, 6):
+        cache.save_delta(path, vector(seed, width=8), source_digest="ab")
+    assert {found.name for found in tmp_path.iterdir()} == before | {".lock"}
+    assert [entry.key for entry in cache.entries()] == keys
+    assert cache.entries()[0].source_digest == "ab"
+    np.testing.assert_array_equal(np.load(cache.entries()[0].file), vector(6, width=8))
+    cache.save_delta(path, vector(7))
+    assert cache.entries()[0].source_digest == "", "the digest was of the weights measured before"
+    assert "file" not in json.loads(next(tmp_path.glob("*manifest.json")).read_text())["adapters"][keys[0]]
+
+
+def test_a_reader_that_was_overtaken_reads_the_new_delta(tmp_path, monkeypatch):
+    reader, writer = DeltaCache(make_first_form(tmp_path, ["x"])), DeltaCache(tmp_path)
+    entries = reader.entries()
+
+    def overtaken():
+        monkeypatch.undo()
+        writer.save_delta("x", vector(7))
+        return entries
+
+    monkeypatch.setattr(reader, "entries", overtaken)
+    np.testing.assert_array_equal(reader.get_delta("x"), vector(7))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "said"),
+    [
+        ("x", {"task": object()}, "JSON cannot hold"),
+        ("x", {"loss": float("nan")}, "JSON cannot hold"),
+        ("x", {"task": "\ud800"}, "JSON cannot hold"),
+        ("x", {"probes_file": "../p.json"}, "outside its cache"),
+        ("", {}, "no path"),
+        ("zoo/\ud800", {}, "lone surrogate"),
+    ],
+)
+def test_what_a_manifest_cannot_hold_is_refused_before_anything_is_written(tmp_path, path, fields, said):
+    cache = DeltaCache(make_first_form(tmp_path, ["x"]))
+    before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=said):
+        cache.save_delta(path, vector(7), **fields)
+    (tmp_path / ".lock").unlink(missing_ok=True)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == before
+
+
+def test_a_delta_saved_again_keeps_its_task(tmp_path):
+    cache = DeltaCache(make_second_form(tmp_path))
+    cache.save_delta("/content/zoo/arc_e_1/adapter", vector(7))
+    assert (
+        json.loads((tmp_path / "delta_manifest.json").read_text())["adapters"]["arc_e_1"]["task"] == "arc_e"
+    )
+
+
+def test_the_base_activation_keeps_its_file(tmp_path):
+    cache = DeltaCache(make_second_form(tmp_path))
+    before = {found.name for found in tmp_path.iterdir()}
+    cache.save_base_activation(vector(5))
+    np.testing.assert_array_equal(cache.get_base_activation(), vector(5))
+    assert {found.name for found in tmp_path.iterdir()} == before | {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kept"),
+    [
+        ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"),
+        ("/home/jane/models/base-x", "base-x"),
+        ("/home/jane/models/base-x/", "base-x"),
+        ("~/models/base-x", "base-x"),
+        ("~jane/base-x", "base-x"),
+        ("../jane/base-x", "base-x"),
+        ("home/jane/base-x", "base-x"),
+        ("C:\\Users\\jane\\base-x", "base-x"),
+        ("C:/Users/jane/base-x", "base-x"),
+        ("D:/base-x", "base-x"),
+        ("\\\\jane\\share\\base-x", "base-x"),
+        ("/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-1.5B/snapshots/abc", "Qwen/Qwen2.5-1.5B"),
+        ("~jane", ""),
+        ("\\\\jane\\share", ""),
+        ("C:\\", ""),
+    ],
+)
+def test_of_a_path_only_the_last_component_is_kept(tmp_path, recorded, kept):
+    fields = ("base_model", "probes", "layer", "dtype")
+    (entry,) = DeltaCache(make_first_form(tmp_path, ["x"], **dict.fromkeys(fields, recorded))).entries()
+    assert [getattr(entry, field) for field in fields] == [kept] * 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "kept"),
+    [
+        ([-1, 14], "[-1,14]"),
+        (["last"], '["last"]'),
+        (0, "0"),
+        ([], ""),
+        (["/home/jane/x"], '["x"]'),
+        ({"at": "/home/jane"}, ""),
+    ],
+)
+def test_layers_are_kept_as_text(tmp_path, layer, kept):
+    assert DeltaCache(make_first_form(tmp_path, ["x"], layer=layer)).entries()[0].layer == kept

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from llgbm_pack import DeltaCache, LoraTokenizer2D
 from llgbm_pack.raw import (
@@ -455,3 +455,140 @@ def test_nothing_is_printed(cache, capsys):
     list(DnDDatasetWithDelta(telling("method"), cache.cache_dir))
     list(DeltaAugmentedDataset(telling("method"), cache))
     assert capsys.readouterr() == ("", "")
+
+
+WRAPPERS = [DeltaAugmentedDataset, DnDDatasetWithDelta]
+
+
+class Shuffled(Base):
+    """Its list of paths is in another order than its items: the fault of joining by position."""
+
+    checkpoint_paths = PATHS[::-1]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("item", ["path", "list", "dict ids"])
+def test_items_that_say_they_are_another_checkpoint_than_listed(cache, wrapper, item):
+    with pytest.raises(UsageError, match=rf"expected {PATHS[3]}, got {PATHS[0]}"):
+        wrapper(Shuffled(item), cache)[0]
+
+
+OWN_PATHS = [
+    ("zoo/arc/run_1", "zoo/arc/run_1", True),
+    ("zoo/arc/run_1", "./zoo/arc/run_1/adapter_model.safetensors", True),
+    ("zoo/arc/run_1", "zoo/arc/run_1/adapter", True),
+    ("/data/zoo/arc/run_1", "arc/run_1", True),
+    ("arc/run_1", "/data/zoo/arc/run_1", True),
+    ("zoo/arc/run_1", "zoo\\arc\\run_1", True),
+    ("zoo/arc/7", "zoo/arc/7.safetensors", True),
+    ("zoo/arc/run_1", "zoo/math/run_1", False),
+    ("zoo/arc/run_1", "zoo/arc/run_10", False),
+    ("zoo/arc/run_10", "run_1", False),
+    ("/data/zoo/arc/run_1", "/other/zoo/arc/run_1", False),
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("listed", "own", "same"), OWN_PATHS)
+def test_own_paths_are_compared_as_paths(tmp_path, wrapper, listed, own, same):
+    cache = DeltaCache(tmp_path)
+    cache.save_delta(listed, np.ones(WIDTH, np.float32))
+    item = {"tokens": torch.ones(1), "condition": torch.ones(1), "checkpoint_path": own}
+    base = type("One", (list,), {"checkpoint_paths": [listed]})([item])
+    if same:
+        assert len(wrapper(base, cache)[0]) >= 3
+        return
+    with pytest.raises(UsageError, match="another checkpoint"):
+        wrapper(base, cache)[0]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_own_paths_through_a_link_are_the_same(tmp_path, wrapper):
+    (tmp_path / "zoo/x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "zoo")
+    cache = DeltaCache(tmp_path / "deltas")
+    cache.save_delta(f"{tmp_path}/zoo/x", np.ones(WIDTH, np.float32))
+    base = type("One", (list,), {"checkpoint_paths": [f"{tmp_path}/zoo/x"]})
+    assert wrapper(base([(torch.ones(1), torch.ones(1), f"{tmp_path}/link/x")]), cache)[0][2].sum() == WIDTH
+
+
+@pytest.mark.parametrize("extra", ["It is 1/2 of it.", "run", 7, None])
+def test_other_things_in_an_item_are_no_path(cache, extra):
+    base = type("Told", (list,), {"checkpoint_paths": PATHS[:1]})
+    assert DnDDatasetWithDelta(base([(torch.ones(1), torch.ones(1), extra)]), cache)[0].has_delta
+    image = {"tokens": torch.ones(1), "condition": torch.ones(1), "path": "images/1.png"}
+    assert DnDDatasetWithDelta(base([image]), cache)[0]["has_delta"]
+
+
+def test_joined_datasets_keep_their_paths(cache):
+    first, second = telling("checkpoints", paths=PATHS[:2]), telling("method", paths=PATHS[2:])
+    dataset = DnDDatasetWithDelta(Subset(ConcatDataset([first, second]), [3, 0, 2, 1]), cache)
+    assert [delta[0].item() for _, _, delta in dataset] == [4, 1, 0, 2]
+    assert first.read + second.read == 4
+    dataset = DeltaAugmentedDataset(ConcatDataset([telling("checkpoints", "path"), Base("path")]), cache)
+    assert [delta[0].item() for _, _, delta in dataset] == [1, 2, 4, 1, 2, 4]
+
+
+def test_a_word_is_no_list_of_paths(cache):
+    base = Base("path")
+    base.checkpoints = "abcd"
+    assert len(DeltaAugmentedDataset(base, cache)) == 3
+
+
+def test_the_map_of_deltas_that_users_know(cache):
+    """Index in the base dataset -> delta, None for those that get zeros."""
+    dataset = DeltaAugmentedDataset(telling("method"), cache)
+    assert list(dataset.delta_map) == HAVE
+    np.testing.assert_array_equal(dataset.delta_map[3], np.full(WIDTH, 4, np.float32))
+    assert dataset.delta_map.get(2) is None
+    dataset = DeltaAugmentedDataset(telling("method"), cache, require_delta=False)
+    assert list(dataset.delta_map) == [0, 1, 2, 3]
+    assert dataset.delta_map[2] is None
+    assert [delta is not None for delta in dataset.delta_map.values()] == [True, True, False, True]
+    assert 4 not in dataset.delta_map
+
+
+def test_spellings_of_one_path_are_one_checkpoint(tmp_path, monkeypatch):
+    """Each by itself would be left without its delta by the first, or claim it together with the first."""
+    monkeypatch.chdir(tmp_path)
+    DeltaCache("deltas").save_delta("zoo/x", np.ones(WIDTH, np.float32))
+    spellings = ["zoo/x", f"{tmp_path}/zoo/x", "./zoo/y/../x", "zoo/x/", "zoo/x/adapter_model.safetensors"]
+    dataset = DnDDatasetWithDelta(telling("checkpoints", paths=spellings), "deltas")
+    assert [dataset.has_delta(idx) for idx in range(5)] == [True] * 5
+    monkeypatch.chdir("/")
+    assert [dataset.has_delta(idx) for idx in range(5)] == [True] * 5
+    assert set(dataset.all_deltas) == set(spellings)
+
+
+@pytest.mark.parametrize("recorded", ["zoo/arc/4", "zoo/arc/4.safetensors", "/old/zoo/arc/4.safetensors"])
+def test_checkpoints_that_are_one_file(tmp_path, recorded):
+    DeltaCache(tmp_path).save_delta(recorded, np.ones(WIDTH, np.float32))
+    paths = [f"zoo/arc/{number}.safetensors" for number in (3, 4)]
+    dataset = DnDDatasetWithDelta(telling("checkpoints", paths=paths), tmp_path)
+    assert [dataset.has_delta(idx) for idx in range(2)] == [False, True]
+
+
+def test_paths_in_an_array(cache):
+    base = Base()
+    base.checkpoint_paths = np.array(PATHS)
+    assert len(DeltaAugmentedDataset(base, cache)) == 3
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [torch.ones(WIDTH, dtype=torch.bfloat16), torch.ones(WIDTH, requires_grad=True), [1.0] * WIDTH],
+)
+def test_foreign_caches_may_hold_tensors_and_lists(delta):
+    foreign = type("Foreign", (), {"get_all_deltas": lambda self: {Path(PATHS[0]): delta}})()
+    dataset = DnDDatasetWithDelta(telling("checkpoints"), foreign)
+    assert torch.equal(dataset[0][2], torch.ones(WIDTH))
+    assert dataset.has_delta(0)
+
+
+@pytest.mark.parametrize("delta", ["abc", None, [[1.0], [1.0, 2.0]], object(), np.array([1e300])])
+def test_what_a_foreign_cache_holds_that_is_no_delta(delta):
+    found = {PATHS[0]: delta, PATHS[1]: np.ones(WIDTH)}
+    foreign = type("Foreign", (), {"get_all_deltas": lambda self: found})()
+    dataset = DnDDatasetWithDelta(telling("checkpoints"), foreign)
+    assert "not a delta" in dataset.missing[0].reason
+    assert not dataset.has_delta(0)
