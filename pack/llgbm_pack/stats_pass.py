@@ -6,6 +6,7 @@ A streaming XXH3 per sample runs along, so each body is verified as a whole alth
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import xxhash
 
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.sample import SUFFIX, body_header
-from llgbm_shards.shardset import MemberExtent, ShardSet, row_extents
-from llgbm_shards.storage import storage_errors
+from llgbm_shards.shardset import MemberExtent, ShardSet
+from llgbm_shards.storage import open_regular, storage_errors
 
 #: Bytes of float64 sums held at a time, over all groups.
 _SUM_BYTES: Final = 96 << 20
@@ -42,8 +43,10 @@ class Pass:
         rows = opened.index().to_pylist()
         if not rows:
             raise UsageError("the set has no samples", where=str(opened.path))
-        fields = opened.record.members
-        self._bodies = [row_extents(row, fields)[fields.index("body")] for row in rows]
+        body = opened.record.members.index("body")
+        self._bodies = [
+            extents[body] for entry in opened.record.shards for extents in opened.shard_extents(entry.name)
+        ]
         tasks = sorted({row["task"] for row in rows}) if by_task else []
         self.groups = ["", *(f"task.{task}." for task in tasks)]
         group = {task: number for number, task in enumerate(tasks, 1)}
@@ -103,6 +106,7 @@ class _OpenShard:
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._name, self._fd = directory, "", -1
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> _OpenShard:
         return self
@@ -110,16 +114,14 @@ class _OpenShard:
     def read(self, extent: MemberExtent, offset: int, buffer: memoryview) -> int:
         """Read into the buffer from an offset within the member; returns bytes read."""
         path = self._directory / extent.shard
+        if self._name != extent.shard:
+            self._held.close()
+            self._fd, self._name = self._held.enter_context(open_regular(path)), extent.shard
         with storage_errors(path):
-            if self._name != extent.shard:
-                self.__exit__()
-                self._fd, self._name = os.open(path, os.O_RDONLY | os.O_CLOEXEC), extent.shard
             return os.preadv(self._fd, [buffer], extent.offset + offset)
 
     def __exit__(self, *_exc: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._held.close()
 
 
 def _damaged(extent: MemberExtent) -> DamageError:

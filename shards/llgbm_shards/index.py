@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.sample import MAX_KEY_LENGTH
 
 INDEX_NAME = "index.parquet"
 _ROW_GROUP = 1 << 16
@@ -123,4 +125,14 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
     for name in wanted:
         if table.column(name).null_count:
             raise DamageError("holds nulls", shard=INDEX_NAME, got=f"column {name}")
+    if "key" in wanted:
+        _refuse_long_keys(table.column("key"))
     return table
+
+
+def _refuse_long_keys(keys: pa.ChunkedArray) -> None:
+    """Some KiB of parquet can hold keys of many MiB, and keys are printed."""
+    longest = pc.max(pc.binary_length(keys)).as_py() or 0
+    if longest > MAX_KEY_LENGTH:
+        expected = f"at most {MAX_KEY_LENGTH} bytes"
+        raise DamageError("a key too long", shard=INDEX_NAME, expected=expected, got=f"{longest}")

@@ -31,8 +31,9 @@ SUFFIX: Final = {
     "json": "json",
 }
 #: What a key may look like; it names files in a tar, so nothing else is let in from data.
-KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,69}")
-_KEY_LENGTH: Final = 60
+MAX_KEY_LENGTH: Final = 69
+KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}")
+_READABLE_LENGTH: Final = MAX_KEY_LENGTH - 9  # a dash and eight digits follow
 #: Few enough bytes to stay in a processor's second-level cache from one digest to the other.
 _DIGESTED_AT_ONCE: Final = 256 << 10
 Buffer = bytes | bytearray | memoryview
@@ -44,7 +45,7 @@ def sample_key(path: str) -> str:
     Args:
         path: POSIX path of the checkpoint relative to the zoo.
     """
-    readable = re.sub(r"[^A-Za-z0-9_]", "-", path).lstrip("-_")[:_KEY_LENGTH] or "root"
+    readable = re.sub(r"[^A-Za-z0-9_]", "-", path).lstrip("-_")[:_READABLE_LENGTH] or "root"
     return f"{readable}-{blake3(path.encode()).hexdigest()[:8]}"
 
 

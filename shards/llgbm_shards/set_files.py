@@ -161,16 +161,12 @@ def identify(path: Path, record: CommitRecord) -> str:
     """Say whose bytes a tar holds: another shard of the set, or a shard of another set; "" when it is neither."""
     lines: list[tuple[str, int, str]] = []
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        with open_regular(path) as fd:
+            lines += (
+                (member.name, member.size, _digest(fd, member)) for member in ustar.members(fd, path.name)
+            )
+    except (DamageError, StorageError):
         return ""
-    try:
-        for member in ustar.members(fd, path.name):
-            lines.append((member.name, member.size, _digest(fd, member)))
-    except (DamageError, OSError):
-        return ""
-    finally:
-        os.close(fd)
     owner = {entry.digest: entry.name for entry in record.shards}.get(shard_digest(lines))
     if owner is not None:
         return f"it holds the bytes of {owner}"

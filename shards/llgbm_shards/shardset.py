@@ -18,6 +18,7 @@ from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.index import INDEX_NAME, decode_index, refuse_many_rows
+from llgbm_shards.json_schema import schema_faults
 from llgbm_shards.layout import Layout
 from llgbm_shards.record import (
     MAX_RECORD_BYTES,
@@ -232,14 +233,23 @@ class ShardSet:
         return data
 
     def read_sample(self, sample: str | int) -> Sample:
-        """One sample, verified and decoded."""
+        """One sample, verified and decoded.
+
+        Raises:
+            UsageError: The set has no such sample.
+            DamageError: It is not what was written, or its json is not the format's.
+            StorageError: It cannot be read.
+        """
         extents = self.extents(sample)
         data = {extent.field: self.read_member(extent) for extent in extents}
         key = extents[0].key
         try:
-            return decode_sample(key, data, self.record)
+            decoded = decode_sample(key, data, self.record)
         except HeaderError as error:
             raise DamageError(error.what, shard=extents[0].shard, key=key, member=error.where) from error
+        for fault in schema_faults(decoded.json):
+            raise DamageError(fault, shard=extents[0].shard, key=key, member=SUFFIX["json"])
+        return decoded
 
 
 def decode_sample(key: str, data: dict[str, bytes], record: CommitRecord) -> Sample:

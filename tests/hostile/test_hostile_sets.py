@@ -11,6 +11,7 @@ import pytest
 
 from hostile.hostile_records import RECORDS
 from hostile.hostile_tars import TARS
+from llgbm_shards import ShardSet
 from llgbm_shards.record import RECORD_NAME
 from support.edited_set import rewrite
 from support.fork_server import MIB, fork_server
@@ -129,3 +130,51 @@ def test_members(server, victim, name):
 
     rewrite(victim, edit, relist=field != "json")
     refused(server, "hostile.target:check", victim, rf"{SHARD}.*{first[0]}", codes=(1,))
+
+
+def replaced(name, make):
+    """Something else in the place of a file of the set."""
+
+    def spoil(path):
+        (path / name).unlink()
+        make(path / name)
+
+    return spoil
+
+
+def hole(path):
+    """900 GiB that take no room: reading them would end no test."""
+    os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 900 << 30)
+
+
+READ = {
+    "named pipe for a shard": replaced(SHARD, os.mkfifo),
+    "endless shard": replaced(SHARD, lambda path: path.symlink_to("/dev/zero")),
+    "900 GiB for an index": replaced("index.parquet", hole),
+    "900 GiB for a list": replaced("skipped.json", hole),
+    **{name: spoil for name, spoil in RECORDS.items() if name.startswith("index")},
+}
+FOR_READING = 4096 * MIB  # address space: torch alone maps more than a GiB
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_reads_a_set_ends_as_soon_as_a_check(server, sound, victim, tmp_path, name):
+    key = ShardSet(sound).keys[0]
+    READ[name](victim)
+    before = seen(victim)
+    for args in (
+        ["check", "--level", "quick", str(victim)],
+        ["inspect", str(victim), key],
+        ["export", str(victim), key, str(tmp_path / "exported")],
+        ["stats", str(victim), "-o", str(tmp_path / "statistics")],
+    ):
+        ended = server.call("hostile.target:command", args, memory=FOR_READING, timeout_s=2 * TIME_S)
+        assert "Traceback" not in ended.err + ended.out, (args, ended.err[-2000:])
+        assert ended.code in (0, 1, 2, 3), (args, ended)
+        assert len(ended.out + ended.err) < 10_000
+        if (
+            args[0] != "check"
+        ):  # which here looks at no row; and nothing is read for the list of what was skipped
+            assert (ended.code == 0) == (name == "900 GiB for a list"), (args, ended)
+    assert seen(victim) == before
+    assert not os.path.lexists("evil")

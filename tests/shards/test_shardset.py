@@ -117,7 +117,7 @@ def _trap(key, data):
     info["texts"] = [{"prompt": f"p{number}", "answer": "" if number % 2 else "a"}] * (1 + number % 3)
     info["modules"][0] = {"name": info["modules"][0]["name"], "rank": 0 if number == 9 else 2, "scaling": 0.5}
     norm = 0.1 + number if info["has_delta"] else 0.0
-    info["delta"] = {"file": f"{number}.npy" if info["has_delta"] else "", "norm": norm}
+    info["delta"] |= {"file": f"{number}.npy" if info["has_delta"] else "", "norm": norm}
     return {**data, "json": json.dumps(info).encode()}
 
 

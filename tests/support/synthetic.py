@@ -254,6 +254,12 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "source_digest": "00" * 32,
         "source_dtype": layout.dtype,
         "has_delta": sample.has_delta,
+        "delta": {
+            "file": "tiny.npy" if sample.has_delta else "",
+            "norm": 0.0 if sample.delta is None else float(np.linalg.norm(sample.delta)),
+            "matched_by": "path" if sample.has_delta else "",
+            **dict.fromkeys(("base_model", "probes", "layer", "dtype"), ""),
+        },
         "texts": [{"prompt": "p", "answer": "a"}],
     }
     return [*members, encode_json(info, members)]
