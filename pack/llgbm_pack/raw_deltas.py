@@ -183,7 +183,7 @@ class LazyDeltas(Mapping[str, NDArray[np.float32]]):
 
 def _as_array(delta: object, path: str) -> NDArray[np.float32]:
     """What a foreign cache holds for a path, as an array of its own."""
-    values = delta.detach().float().cpu() if isinstance(delta, Tensor) else delta
+    values = delta.detach().float().cpu().numpy() if isinstance(delta, Tensor) else delta
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, np.float32)

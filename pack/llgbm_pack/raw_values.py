@@ -16,13 +16,13 @@ _IDS, _MASK = "input_ids", "attention_mask"
 
 
 def as_tensor(value: object, where: str) -> Tensor:
-    """A tensor as it is; an array as a tensor of its dtype, on its memory where that can be written to.
+    """A tensor without its gradient; an array as a tensor of its dtype, on its memory where that can be written to.
 
     Raises:
         UsageError: It is neither, or an array of no dtype that torch has.
     """
     if isinstance(value, Tensor):
-        return value
+        return value.detach()  # a worker that is to send a gradient hangs
     if not isinstance(value, np.ndarray):
         raise UsageError(
             "not a tensor", where=where, expected="a torch tensor or a numpy array", got=type(value).__name__

@@ -20,6 +20,7 @@ from llgbm_pack.raw import (
     Text2Qwen25LoRA_DeltaDataset,
     wrap_dnd_dataset,
 )
+from llgbm_pack.raw_values import token_tensors
 from llgbm_shards.errors import UsageError
 from support.tiny_tokenizers import tiny_tokenizer
 from support.tiny_zoo import write_deltas, write_zoo
@@ -592,3 +593,12 @@ def test_what_a_foreign_cache_holds_that_is_no_delta(delta):
     dataset = DnDDatasetWithDelta(telling("checkpoints"), foreign)
     assert "not a delta" in dataset.missing[0].reason
     assert not dataset.has_delta(0)
+
+
+def test_tensors_leave_their_gradients_behind(cache):
+    """A worker of torch cannot send them, and says so by hanging."""
+    grown = torch.ones(2, 3, 3, requires_grad=True) * 2
+    rows = [(grown, {"input_ids": torch.ones(4)}, torch.ones(WIDTH))] * 2
+    assert not DeltaAugmentedDataset.collate_fn(rows)["tokens"].requires_grad
+    assert not token_tensors((grown, grown[:, 0, :2]))[0].requires_grad
+    assert not token_tensors((grown, grown[:, 0, :2]))[1].requires_grad
