@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import string
 
 import pytest
 
@@ -84,6 +86,29 @@ def test_expected_digest(made):
     done = here("check", made, "--expect-digest", "00" * 32)
     assert done.code == 1
     assert "another set than expected" in done.out
+    assert here("check", made, "--expect-digest", ShardSet(made).digest.upper()).code == 0
+    for wrong in ("", "latest", "00" * 31):
+        done = here("check", made, "--expect-digest", wrong)
+        assert (done.code, done.out) == (2, "")
+        assert "not a digest" in done.err
+
+
+def test_names_from_data_give_the_terminal_no_orders(made):
+    (made / "\x1b]0;title\x07\x1b[31m\u202ex.tar").write_bytes(b"")
+    (made / os.fsdecode(b"\xff\x9b.tar")).write_bytes(b"")
+    for more in ([], ["--format", "json"]):
+        done = run("check", made, *more, encoding="utf-8", errors="strict")  # also: valid UTF-8
+        assert done.code == 1
+        assert set(done.out) - set(string.printable) == set()
+        assert "title" in done.out
+    names = {finding["shard"] for finding in done.json["findings"]}
+    assert "\x1b]0;title\x07\x1b[31m\u202ex.tar" in names
+
+
+def test_a_name_that_is_too_long_is_no_traceback(tmp_path):
+    done = here("check", tmp_path / ("a" * 300))
+    assert (done.code, done.out) == (3, "")
+    assert "name too long" in done.err
 
 
 def test_sampling_says_what_it_read_and_with_which_seed(made):
@@ -150,3 +175,11 @@ def test_against_a_damaged_set_says_why_it_is_not_compared(packed):
     assert done.json["against"] is None
     assert "not the index that was committed" in done.json["against_problem"]
     json.dumps(done.json)
+
+
+def test_a_sound_set_that_could_not_be_compared_is_no_success(packed):
+    root, _ = packed
+    (root / "zoo" / "manifest.json").write_text("{")
+    done = here("check", root / "out", "--against", root / "zoo", "--format", "json")
+    assert (done.json["sound"], done.code) == (True, 3)
+    assert "manifest.json" in done.json["against_problem"]

@@ -10,6 +10,7 @@ import pytest
 
 from llgbm_shards import DamageError, ShardSet, StorageError, UsageError, check
 from llgbm_shards.canonical import blake3_hex, dump_json
+from support.edited_set import rewrite
 from support.synthetic import write_set
 
 FIRST, SECOND, THIRD = (f"train-{number:06d}.tar" for number in range(3))
@@ -78,11 +79,25 @@ def test_unfinished_file_and_stray_tokenizer_file_are_named(made):
     (made.path / ".tmp-train-000001.tar-1-ab").write_bytes(b"x")
     (made.path / "tokenizer").mkdir()
     (made.path / "tokenizer" / "added_tokens.json").write_text("{}")
+    (made.path / "tokenizer" / "more").symlink_to(made.path)
+    (made.path / "train-000001.TAR").write_bytes(b"x")
+    (made.path / "train-000000.tar.bak").write_bytes(b"x")
     (made.path / "README.md").write_text("anything: the card is not covered")
     assert found(made.path) == [
         (".tmp-train-000001.tar-1-ab", "", "a file that a writer left unfinished"),
         ("tokenizer/added_tokens.json", "", "a file that is not of this set"),
+        ("tokenizer/more", "", "a file that is not of this set"),
+        ("train-000000.tar.bak", "", "a shard that is not of this set"),
+        ("train-000001.TAR", "", "a shard that is not of this set"),
     ]
+
+
+def test_a_link_to_itself_is_one_unreadable_shard(made):
+    (made.path / THIRD).unlink()
+    (made.path / THIRD).symlink_to(THIRD)
+    report = check(made.path)
+    [finding] = report.findings
+    assert (finding.shard, finding.kind, report.exit_code) == (THIRD, "unreadable", 3)
 
 
 def test_unfinished_set_is_not_taken_for_a_set(made):
@@ -125,6 +140,22 @@ def test_without_an_index_a_damaged_json_leaves_only_its_own_sample_in_doubt(mad
     assert missing == ("index.parquet", "", "missing")
     assert doubt[:2] == (FIRST, extents[2][0].key)
     assert "belong to no readable sample" in doubt[2]
+
+
+def test_without_an_index_a_json_of_other_types_leaves_only_its_own_sample_in_doubt(made):
+    first = ShardSet(made.path).keys[0]
+
+    def edit(key, members):
+        info = json.loads(members["json"])
+        for row in info["members"] if key == first else []:
+            row["size"] = float(row["size"])
+        return {**members, "json": dump_json(info)}
+
+    rewrite(made.path, edit, relist=False)
+    (made.path / "index.parquet").unlink()
+    missing, doubt = found(made.path)
+    assert missing == ("index.parquet", "", "missing")
+    assert doubt[:2] == (FIRST, first)
 
 
 def test_edited_record_is_damage_and_a_consistently_edited_one_needs_the_pinned_digest(made):
