@@ -52,7 +52,6 @@ class AdapterConfig:
         rank_pattern: Compiled pattern and rank, in the file's order.
         alpha_pattern: Compiled pattern and alpha, in the file's order.
         rslora: Scaling is ``alpha / sqrt(r)``.
-        fan_in_fan_out: The base layer's weight is stored (in, out), as in GPT-2. A and B are not affected.
         base_model: Name of the base model, never a path of a machine; "" when unknown.
     """
 
@@ -61,7 +60,6 @@ class AdapterConfig:
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
     rslora: bool = False
-    fan_in_fan_out: bool = False
     base_model: str = ""
 
     def rank_of(self, module: str) -> int | None:
@@ -128,7 +126,6 @@ def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
         rank_pattern=_patterns(config, "rank_pattern", _rank, where),
         alpha_pattern=_patterns(config, "alpha_pattern", _alpha, where),
         rslora=_flag(config, "use_rslora", where),
-        fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
         base_model=public_name(config.get("base_model_name_or_path")),
     )
 

@@ -34,8 +34,6 @@ class PairSpec:
         rank: From the shapes.
         in_features: Width of A.
         out_features: Height of B.
-        fan_in_fan_out: The base layer's weight is stored (in, out): ``B @ A`` must be transposed to be added
-            to it. A and B themselves have the same shapes either way.
         alpha: Alpha of this module (``alpha_pattern`` applied).
         scaling: The factor of ``B @ A``.
     """
@@ -47,7 +45,6 @@ class PairSpec:
     rank: int
     in_features: int
     out_features: int
-    fan_in_fan_out: bool
     alpha: float
     scaling: float
 
@@ -204,7 +201,6 @@ def _pair(
         rank=rank,
         in_features=in_features,
         out_features=out_features,
-        fan_in_fan_out=config.fan_in_fan_out,
         alpha=own,
         scaling=config.scaling_of(own, rank),
     )

@@ -37,11 +37,6 @@ class LoadedDelta:
     note: str
 
 
-def read_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> NDArray[np.float32]:
-    """The array of :func:`load_delta`, (hidden,) float32."""
-    return load_delta(file, width=width, norm=norm).array
-
-
 def load_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> LoadedDelta:
     """Read a delta and verify it against what is said of it elsewhere.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llgbm_pack.delta_file import load_delta, read_array, read_delta
+from llgbm_pack.delta_file import load_delta, read_array
 from llgbm_pack.delta_lag import LagCorrelation, delta_lag_correlation
 from llgbm_pack.deltas import DeltaCache
 from llgbm_shards.errors import CheckpointError, StorageError, UsageError
@@ -195,16 +195,16 @@ def with_value(value):
 def test_faulty_deltas_are_refused(tmp_path, array, message):
     np.save(tmp_path / "d.npy", array, allow_pickle=True)
     with pytest.raises(CheckpointError, match=message) as caught:
-        read_delta(tmp_path / "d.npy", width=16, norm=norm(vector()))
+        load_delta(tmp_path / "d.npy", width=16, norm=norm(vector()))
     assert "d.npy" in str(caught.value)
     assert str(tmp_path) not in str(caught.value), "the reason is packed into a set: no path of this machine"
 
 
 def test_a_norm_within_its_tolerance_is_taken(tmp_path):
     np.save(tmp_path / "d.npy", vector())
-    assert read_delta(tmp_path / "d.npy", norm=norm(vector()) * 1.0009).size == 16
+    assert load_delta(tmp_path / "d.npy", norm=norm(vector()) * 1.0009).array.size == 16
     np.save(tmp_path / "z.npy", np.zeros(16, "<f4"))
-    assert read_delta(tmp_path / "z.npy", norm=0.0).size == 16
+    assert load_delta(tmp_path / "z.npy", norm=0.0).array.size == 16
 
 
 def test_damaged_files_are_refused(tmp_path):
