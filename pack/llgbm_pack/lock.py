@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_shards.errors import LockedError
+from llgbm_shards.canonical import load_json
+from llgbm_shards.errors import HeaderError, LockedError, StorageError
 from llgbm_shards.storage import storage_errors
 
 LOCK_NAME: Final = "lock"
@@ -20,6 +22,7 @@ LOCK_NAME: Final = "lock"
 WORKERS_NAME: Final = "workers"
 _WORKERS_TIMEOUT_S: Final = 30.0
 _NAMELESS_TIMEOUT_S: Final = 1.0
+_MAX_NAME_BYTES: Final = 4096
 
 
 @contextlib.contextmanager
@@ -32,6 +35,7 @@ def builder_lock(directory: Path) -> Iterator[None]:
     Raises:
         LockedError: Another process holds it; says host, pid and since when.
     """
+    _refuse_link(directory)
     with storage_errors(directory):
         fd = _open_current(directory / LOCK_NAME)
     try:
@@ -54,9 +58,10 @@ def refuse_locked(directory: Path) -> None:
     Raises:
         LockedError: Another process holds the lock.
     """
+    _refuse_link(directory)
     with storage_errors(directory / LOCK_NAME):
         try:
-            fd = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open(directory / LOCK_NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
@@ -70,8 +75,33 @@ def refuse_locked(directory: Path) -> None:
 def take_worker_lock(directory: Path) -> None:
     """Taken by each worker process before it writes anything; only its end gives it back."""
     with storage_errors(directory / WORKERS_NAME):
-        fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        fcntl.flock(_open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+
+
+def remove_lock(directory: Path) -> None:
+    """Remove the lock's own files, and their directory when nothing else is in it; the caller holds the lock."""
+    with storage_errors(directory):
+        for name in (LOCK_NAME, WORKERS_NAME):
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def _refuse_link(directory: Path) -> None:
+    if directory.is_symlink():
+        what = "a link stands in the place of the directory that a build keeps its own files in"
+        raise StorageError(what, where=str(directory), do="Remove the link.")
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a lock's file: never a link, for what it leads to would be emptied, and no FIFO, which would hang."""
+    if path.is_symlink():
+        raise StorageError("a link stands in the place of a lock", where=str(path), do="Remove the link.")
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError("not a regular file", where=str(path), do="Remove it.")
+    return fd
 
 
 def _open_current(path: Path) -> int:
@@ -79,7 +109,7 @@ def _open_current(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = _open(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue
         if _is_current(fd, path):
@@ -120,8 +150,8 @@ def _acquire(fd: int, directory: Path) -> None:
 
 def _holder(fd: int) -> dict[str, Any]:
     try:
-        holder = json.loads(os.pread(fd, 4096, 0) or b"{}")
-    except ValueError:
+        holder = load_json(os.pread(fd, _MAX_NAME_BYTES, 0), where=LOCK_NAME, max_bytes=_MAX_NAME_BYTES)
+    except HeaderError:  # nobody has written a name yet, or a death cut it short
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -143,7 +173,7 @@ def _wait_for_workers(directory: Path) -> None:
 
 
 def _flock_alone(directory: Path) -> None:
-    fd = os.open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = _open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
     try:
         while True:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llgbm_pack.lock import builder_lock
+from llgbm_pack.lock import builder_lock, remove_lock
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.repair_files import (
     restore_index,
@@ -19,9 +18,17 @@ from llgbm_pack.repair_files import (
 )
 from llgbm_pack.repair_options import RepairOptions
 from llgbm_pack.repair_shards import ShardRestorer
+from llgbm_pack.replace import refuse_no_set
 from llgbm_pack.shard_record import PACK_DIRECTORY
 from llgbm_shards.check_set import check
-from llgbm_shards.errors import DamageError, RepairError, UsageError
+from llgbm_shards.errors import (
+    DamageError,
+    DiskFullError,
+    LockedError,
+    RepairError,
+    StorageError,
+    UsageError,
+)
 from llgbm_shards.findings import CheckReport, Finding
 from llgbm_shards.index import INDEX_NAME
 from llgbm_shards.record import RECORD_NAME, CommitRecord
@@ -50,6 +57,7 @@ class RepairReport:
         restored: Files put back, each with the digest it had.
         refused: Files that are still damaged or missing.
         left: What a repair does not touch: files that are not of the set.
+        failed: Something could not be read or written.
         seconds: Wall time.
     """
 
@@ -58,12 +66,13 @@ class RepairReport:
     restored: tuple[str, ...]
     refused: tuple[Refusal, ...]
     left: tuple[Finding, ...]
+    failed: bool
     seconds: float
 
     @property
     def exit_code(self) -> int:
-        """0: the set is sound now; 1: something is left that is not."""
-        return int(bool(self.refused or self.left))
+        """0: the set is sound now; 1: something is left that is not; 3: for it could not be read or written."""
+        return 3 if self.failed else int(bool(self.refused or self.left))
 
     def to_json(self) -> dict[str, Any]:
         """The report as ``--format json`` prints it."""
@@ -78,11 +87,12 @@ def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport
         say: Told what is being done.
 
     Raises:
-        UsageError: The set is unfinished, or is not the expected one.
-        StorageError: The set cannot be read or written, or is locked.
+        UsageError: There is no set, or it is unfinished, or it is not the expected one.
+        StorageError: The set cannot be read, or is locked; or the disk is full.
     """
     start = time.monotonic()
     require_set_directory(options.out)
+    refuse_no_set(options.out)
     if (options.out / PACK_DIRECTORY / _PLAN_NAME).exists():
         raise UsageError(
             "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."
@@ -91,18 +101,19 @@ def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport
         try:
             with storage_errors(options.out):
                 for directory in (options.out, options.out / TOKENIZER_DIRECTORY):
-                    if directory.is_dir():
+                    if directory.is_dir() and (directory == options.out or not directory.is_symlink()):
                         remove_temporary(directory)
             run = _Repair(options, say)
             run.run()
         finally:
-            shutil.rmtree(options.out / PACK_DIRECTORY)
+            remove_lock(options.out / PACK_DIRECTORY)
     return RepairReport(
         out=str(options.out),
         digest=run.digest,
         restored=tuple(run.restored),
         refused=tuple(run.refused),
         left=tuple(run.left),
+        failed=run.failed,
         seconds=time.monotonic() - start,
     )
 
@@ -116,6 +127,7 @@ class _Repair:
         self.restored: list[str] = []
         self.refused: list[Refusal] = []
         self.left: list[Finding] = []
+        self.failed = False
 
     def run(self) -> None:
         record = self._record()
@@ -187,10 +199,16 @@ class _Repair:
 
     def _attempt(self, name: str, restore: Callable[[], object]) -> None:
         """Restore a file; what keeps it from being restored is noted, and the others are gone on with."""
+        if (self._options.out / name).is_dir():
+            self.refused.append(Refusal(name, "a directory stands in its place; move it away"))
+            return
         try:
             restore()
-        except (RepairError, UsageError) as error:
-            self.refused.append(Refusal(name, str(error)))
+        except (LockedError, DiskFullError):
+            raise
+        except (RepairError, UsageError, StorageError) as error:
+            self.failed |= isinstance(error, StorageError)
+            self.refused.append(Refusal(name, str(error).removeprefix(f"{name}: ")))
         else:
             self.restored.append(name)
 

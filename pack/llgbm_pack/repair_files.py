@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -18,12 +17,33 @@ from llgbm_pack.repair_shards import ShardRestorer
 from llgbm_pack.survey import Skip
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, load_json, xxh3
-from llgbm_shards.errors import HeaderError, LlgbmError, RepairError
-from llgbm_shards.index import INDEX_NAME, decode_index, encode_index, index_about, index_schema
-from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
+from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
+from llgbm_shards.index import (
+    INDEX_NAME,
+    decode_index,
+    encode_index,
+    index_about,
+    index_schema,
+    refuse_many_rows,
+)
+from llgbm_shards.record import (
+    MAX_RECORD_BYTES,
+    RECORD_NAME,
+    CommitRecord,
+    FileEntry,
+    ShardEntry,
+    record_of,
+    shard_digest,
+)
 from llgbm_shards.recover import recover_samples
+from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import row_extents
-from llgbm_shards.storage import read_file, storage_errors, write_file
+from llgbm_shards.storage import open_regular, read_file, read_range, write_file
+
+#: Far above an index of millions of samples; what is larger is not read to find out.
+_MAX_INDEX_BYTES: Final = 4 << 30
+_MAX_SKIPPED_BYTES: Final = 1 << 30
+_DIGEST_BYTES: Final = 32
 
 
 def restore_record(options: RepairOptions) -> CommitRecord:
@@ -40,8 +60,7 @@ def restore_record(options: RepairOptions) -> CommitRecord:
         record = _record_from_index(out)
     except LlgbmError as error:
         raise RepairError("cannot be rebuilt", where=RECORD_NAME, got=str(error)) from error
-    left = read_file(out / RECORD_NAME) if (out / RECORD_NAME).is_file() else b""
-    if options.expect_digest is None and record.digest.encode() not in left:
+    if options.expect_digest is None and record.digest.encode() not in _left(out / RECORD_NAME):
         raise RepairError(
             "cannot be proven to be what was committed",
             where=RECORD_NAME,
@@ -60,12 +79,24 @@ def restore_record(options: RepairOptions) -> CommitRecord:
     return record
 
 
+def _left(path: Path) -> bytes:
+    """What is left of a damaged file; nothing when it is gone or no such file could be."""
+    try:
+        return read_file(path, max_bytes=MAX_RECORD_BYTES)
+    except StorageError:
+        return b""
+
+
 def _record_from_index(out: Path) -> CommitRecord:
-    data = read_file(out / INDEX_NAME)
+    data = read_file(out / INDEX_NAME, max_bytes=_MAX_INDEX_BYTES)
     about = index_about(data)
     fields = [str(field) for field in about["members"]]
+    if not set(fields) <= set(SUFFIX):
+        raise DamageError("unknown members", shard=INDEX_NAME, got=f"{fields!r:.80}")
+    # Digests do not compress, and no two json members are equal: fewer bytes than this a row are no index.
+    refuse_many_rows(data, len(data) // _DIGEST_BYTES)
     rows = decode_index(data, fields).to_pylist()
-    skipped = read_file(out / SKIPPED_NAME)
+    skipped = read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES)
     files = [
         FileEntry(name=INDEX_NAME, size=len(data), digest=blake3_hex(data)),
         FileEntry(name=SKIPPED_NAME, size=len(skipped), digest=blake3_hex(skipped)),
@@ -102,12 +133,22 @@ def restore_tokenizer(options: RepairOptions, entries: Sequence[FileEntry]) -> N
         save_tokenizer(options.text_tokenizer, Path(directory) / TOKENIZER_DIRECTORY)
         saved = {entry.name: entry for entry in tokenizer_files(Path(directory))}
         for entry in entries:
+            _refuse_links(options.out, entry.name)
             if saved.get(entry.name) != entry:
                 raise RepairError(
                     "another text tokenizer than the set's", where=entry.name, got=options.text_tokenizer
                 )
             (options.out / entry.name).parent.mkdir(parents=True, exist_ok=True)
             write_file(options.out / entry.name, read_file(Path(directory) / entry.name))
+
+
+def _refuse_links(out: Path, name: str) -> None:
+    """Refuse to write through a link: what it leads to is not the set's."""
+    for parent in PurePosixPath(name).parents:
+        if parent.name and (out / parent).is_symlink():
+            raise RepairError(
+                f"{parent} is a link: it would be written through", where=name, do="Remove the link."
+            )
 
 
 def restore_index(out: Path, record: CommitRecord) -> None:
@@ -140,29 +181,23 @@ def restore_index(out: Path, record: CommitRecord) -> None:
 
 def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
     path = out / entry.name
-    with storage_errors(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            found = recover_samples(fd, entry.name, limit=entry.size)
-            for extents, info in zip(found.samples, found.infos, strict=True):
-                row = {
-                    "key": extents[0].key,
-                    "split": entry.split,
-                    "shard": entry.name,
-                    "offset": extents[0].offset - ustar.BLOCK,
-                    **{
-                        name: info[name] for name in ("checkpoint", "task", "base_model", "rank", "has_delta")
-                    },
-                    "delta_norm": info["delta"]["norm"],
-                }
-                for extent in extents:
-                    data = os.pread(fd, extent.size, extent.offset)
-                    row[f"{extent.field}.size"] = extent.size
-                    row[f"{extent.field}.blake3"] = bytes.fromhex(blake3_hex(data))
-                    row[f"{extent.field}.xxh3_64"] = xxh3(data)
-                yield row
-        finally:
-            os.close(fd)
+    with open_regular(path) as fd:
+        found = recover_samples(fd, entry.name, limit=entry.size)
+        for extents, info in zip(found.samples, found.infos, strict=True):
+            row = {
+                "key": extents[0].key,
+                "split": entry.split,
+                "shard": entry.name,
+                "offset": extents[0].offset - ustar.BLOCK,
+                **{name: info[name] for name in ("checkpoint", "task", "base_model", "rank", "has_delta")},
+                "delta_norm": info["delta"]["norm"],
+            }
+            for extent in extents:
+                data = read_range(fd, extent.offset, extent.size)
+                row[f"{extent.field}.size"] = extent.size
+                row[f"{extent.field}.blake3"] = bytes.fromhex(blake3_hex(data))
+                row[f"{extent.field}.xxh3_64"] = xxh3(data)
+            yield row
 
 
 def restore_skipped(
@@ -193,7 +228,11 @@ def restore_skipped(
 def skipped_checkpoints(out: Path) -> list[str]:
     """Paths in a sound skipped list; none when it cannot be read."""
     try:
-        value = load_json(read_file(out / SKIPPED_NAME), where=SKIPPED_NAME, max_bytes=1 << 30)
+        value = load_json(
+            read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES),
+            where=SKIPPED_NAME,
+            max_bytes=_MAX_SKIPPED_BYTES,
+        )
         return [row["checkpoint"] for row in value["skipped"]]
     except (LlgbmError, KeyError, TypeError):
         return []

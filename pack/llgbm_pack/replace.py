@@ -105,5 +105,18 @@ def refuse_foreign(out: Path) -> None:
         )
 
 
+def refuse_no_set(out: Path) -> None:
+    """Refuse to mend a directory that holds no file by which a set is known.
+
+    Raises:
+        UsageError: It does not; then what else is there is not ours to touch.
+        StorageError: It cannot be listed.
+    """
+    with storage_errors(out):
+        names = {path.name for path in out.iterdir()}
+    if not names & {RECORD_NAME, INDEX_NAME, SKIPPED_NAME} and not any(map(_SHARD.fullmatch, names)):
+        raise UsageError("not a shard set", where=str(out), do="Name the directory that a build wrote.")
+
+
 def _of_a_set(name: str) -> bool:
     return name in _OF_A_SET or name.startswith(TEMPORARY) or _SHARD.fullmatch(name) is not None

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from llgbm_pack.lock import LOCK_NAME, builder_lock, refuse_locked, take_worker_lock
-from llgbm_shards.errors import LockedError
+from llgbm_shards.errors import LockedError, StorageError
 from support.commands import wait_until
 
 HOLD = """
@@ -151,3 +151,44 @@ def test_twenty_races_one_wins(tmp_path):
         for racer in racers:
             racer.join(30)
         assert sorted([wins.get(), wins.get()]) == ["alone", "refused"], number
+
+
+@pytest.mark.parametrize("name", ["lock", "workers"])
+@pytest.mark.parametrize("target", ["file", "nothing"])
+def test_a_link_is_not_written_through(tmp_path, name, target):
+    """What it leads to was emptied once."""
+    (tmp_path / ".pack").mkdir()
+    (tmp_path / ".pack" / name).symlink_to(tmp_path / "victim")
+    if target == "file":
+        (tmp_path / "victim").write_text("precious")
+    with (
+        pytest.raises(StorageError, match="a link stands in the place of a lock"),
+        builder_lock(tmp_path / ".pack"),
+    ):
+        pass
+    assert (tmp_path / "victim").exists() == (target == "file")
+    assert target == "nothing" or (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_link_for_the_directory_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".pack").symlink_to(tmp_path / "elsewhere")
+    for look in (refuse_locked, lambda directory: builder_lock(directory).__enter__()):
+        with pytest.raises(StorageError, match="a link stands in the place of the directory"):
+            look(tmp_path / ".pack")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["lock", "workers"])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
+    (tmp_path / ".pack").mkdir()
+    os.mkfifo(tmp_path / ".pack" / name)
+    with pytest.raises(StorageError, match="not a regular file"), builder_lock(tmp_path / ".pack"):
+        pass
+
+
+def test_a_hostile_name_of_a_holder_does_not_matter(tmp_path):
+    (tmp_path / ".pack").mkdir()
+    (tmp_path / ".pack" / "lock").write_text("[" * 4096)
+    with builder_lock(tmp_path / ".pack"):
+        assert "pid" in (tmp_path / ".pack" / "lock").read_text()

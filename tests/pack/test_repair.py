@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from llgbm_pack import DeltaCache, PackOptions, build
@@ -315,6 +318,87 @@ def test_locked_and_unfinished_sets_are_not_repaired(root):
     (root / "out" / ".pack").mkdir()
     (root / "out" / ".pack" / "plan.json").write_text("{}")
     assert mend(root).code == 2
+
+
+def test_a_directory_that_is_no_set_is_left_as_it_is(root, tmp_path):
+    other = tmp_path / "other"
+    (other / ".pack").mkdir(parents=True)
+    (other / ".tmp-mine").write_text("mine")
+    (other / ".pack" / "mine").write_text("mine")
+    done = here("repair", other, "--zoo", root / "zoo")
+    assert done.code == 2
+    assert "not a shard set" in done.err
+    assert tree(other) == {".tmp-mine": b"mine", ".pack/mine": b"mine"}
+
+
+def test_what_others_keep_where_the_lock_is_stays(root):
+    (root / "out" / ".pack").mkdir()
+    (root / "out" / ".pack" / "mine").write_text("mine")
+    assert mend(root).code == 0
+    assert tree(root / "out" / ".pack") == {"mine": b"mine"}
+
+
+def test_nothing_is_written_through_a_link_for_the_tokenizer(root, tmp_path):
+    shutil.move(root / "out" / "tokenizer", tmp_path / "outside")
+    (root / "out" / "tokenizer").symlink_to(tmp_path / "outside")
+    flip(tmp_path / "outside" / "tokenizer.json", 300)
+    (tmp_path / "outside" / ".tmp-keep").write_text("mine")
+    before = tree(tmp_path / "outside")
+    done = mend(root, "--text-tokenizer", root / "tokenizer")
+    assert done.code == 1
+    assert "tokenizer is a link" in done.json["refused"][0]["reason"]
+    assert tree(tmp_path / "outside") == before
+
+
+def test_what_cannot_be_put_back_does_not_keep_others_from_being_restored(made, root):
+    for shard in (FIRST, SECOND):
+        (root / "out" / shard).unlink()
+    (root / "out" / FIRST).mkdir()
+    done = mend(root)
+    assert (done.code, done.json["restored"]) == (1, [SECOND])
+    [refusal] = done.json["refused"]
+    assert refusal == {"name": FIRST, "reason": "a directory stands in its place; move it away"}
+    assert (root / "out" / SECOND).read_bytes() == (made / "out" / SECOND).read_bytes()
+
+
+def test_a_source_that_cannot_be_read_does_not_either(made, root, monkeypatch):
+    path = in_shard(root, FIRST)[0]
+    for shard in (FIRST, SECOND):
+        (root / "out" / shard).unlink()
+    real = os.preadv
+
+    def preadv(fd, *rest):
+        if os.readlink(f"/proc/self/fd/{fd}") == str(root / "zoo" / path / "adapter_model.safetensors"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, *rest)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    done = mend(root)
+    assert done.json["restored"] == [SECOND]
+    assert [refusal["name"] for refusal in done.json["refused"]] == [FIRST]
+    assert path in done.json["refused"][0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["skipped.json", "index.parquet"])
+def test_a_lost_record_beside_a_hole_of_terabytes(root, name):
+    digest = ShardSet(root / "out").digest
+    (root / "out" / "shardset.json").unlink()
+    os.truncate(root / "out" / name, 1 << 40)
+    done = mend(root, "--expect-digest", digest)
+    [refusal] = done.json["refused"]
+    assert (done.code, refusal["name"]) == (1, "shardset.json")
+    assert f"{name}: too large" in refusal["reason"]
+
+
+def test_a_lost_record_and_an_index_of_unknown_members(root):
+    path = root / "out" / "index.parquet"
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"llgbm-shards"]) | {"members": ["evil"]}
+    pq.write_table(table.replace_schema_metadata({"llgbm-shards": json.dumps(about)}), path)
+    (root / "out" / "shardset.json").unlink()
+    name, reason = refuse(root, "--expect-digest", "00" * 32)
+    assert name == "shardset.json"
+    assert "evil" in reason
 
 
 def test_no_trace_of_a_repair_stays(root):
