@@ -33,7 +33,7 @@ class SelectOptions:
     """Which samples: the sets taken as one, and what of them.
 
     Attributes:
-        paths: The sets' directories.
+        paths: The sets' directories, absolute.
         split: Only samples of this split; None takes all.
         filters: Further conditions on index columns, in pyarrow's disjunctive normal form.
         expect_digest: Digests the sets must have, one a set; empty when not pinned.
@@ -55,7 +55,9 @@ class SelectOptions:
         """Options from the arguments users give: one path or many, one digest or many."""
         paths = (path,) if isinstance(path, (str, os.PathLike)) else tuple(path)
         digests = (expect_digest,) if isinstance(expect_digest, str) else tuple(expect_digest or ())
-        return cls(paths=tuple(map(Path, paths)), split=split, filters=filters, expect_digest=digests)
+        # Shards are opened when they are read: a change of directory until then must not lead elsewhere.
+        absolute = tuple(Path(path).absolute() for path in paths)
+        return cls(paths=absolute, split=split, filters=filters, expect_digest=digests)
 
     def __post_init__(self) -> None:
         _check(bool(self.paths), "paths", "one set or more", "none")

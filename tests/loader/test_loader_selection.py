@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import llgbm_loader
-from llgbm_loader import StreamingLoader
+from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_shards.errors import DamageError, UsageError
 from support.synthetic import small_layout, write_set
 
@@ -85,6 +85,14 @@ def test_several_sets_are_one(made, tmp_path):
         _keys([made.path, made.path])
     with pytest.raises(UsageError, match="paths"):
         _keys([])
+
+
+def test_a_relative_path_stays_the_same_set_when_the_directory_changes(made, monkeypatch):
+    monkeypatch.chdir(made.path.parent)
+    loader, dataset = StreamingLoader(made.path.name), ShardDataset(made.path.name)
+    monkeypatch.chdir("/")  # as Hydra does, before the first shard is opened
+    assert next(iter(loader))["keys"]
+    assert dataset[0]["keys"] == made.samples[0].key
 
 
 @pytest.mark.parametrize(
