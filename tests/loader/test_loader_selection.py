@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import llgbm_loader
@@ -48,7 +51,12 @@ def test_splits(made):
             lambda s: s.task == "copa" or not s.has_delta,
         ),
         ([("delta_norm", ">", 0.0)], lambda s: s.has_delta),
+        ([], lambda s: True),
         ([("rank", "==", 2)], lambda s: True),
+        ([("rank", "==", np.int32(2)), ("rank", "in", range(3))], lambda s: True),
+        ([("task", "in", np.array(["arc_e", "copa"]))], lambda s: s.task != "boolq"),
+        ([("task", "in", pa.chunked_array([["arc_e"], ["copa"]]))], lambda s: s.task != "boolq"),
+        ([("task", "in", [np.str_("arc_e"), pa.scalar("copa")])], lambda s: s.task != "boolq"),
     ],
 )
 def test_filters(made, filters, keep):
@@ -64,6 +72,21 @@ def test_filters(made, filters, keep):
         ([("rank", ">", "two")], "not a filter"),
         ([[]], "not a list of filters"),
         ([("task", "=", "no such task")], "no sample is chosen"),
+        ([("rank", ">", 10**30)], "not a filter"),
+        ([("rank", "in", [10**30])], "not a filter"),
+        ([("task", "in", "arc_e")], r"column task: not a value for 'in': expected a list.*'arc_e'"),
+        ([("task", "==", ["arc_e"])], r"not a value for '==': expected a bool, a number or a text"),
+        ([("task", "in", [["arc_e"]])], "not a value"),
+        ([("task", "==", b"arc_e")], "not a value"),
+        ([("task", "in", [b"arc_e"])], "not a value"),
+        ([("task", "==", None)], "not a value"),
+        ([("task", "==", datetime.date(2026, 1, 1))], "not a value"),
+        ([("task", "in", {"arc_e": 1})], "not a value"),
+        (5, "not a list of filters"),
+        ([5], "not a list of filters"),
+        ([None], "not a list of filters"),
+        ("task", "not a list of filters"),
+        ("", "not a list of filters"),
     ],
 )
 def test_impossible_filters_are_refused(made, filters, message):
