@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, whole_number
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import Layout
@@ -74,7 +74,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
         self._options = ReadOptions(
-            fields=None if fields is None else tuple(fields),
+            fields=fields,
             frame=frame,
             zero_std=zero_std,
             dtype=dtype,
@@ -128,7 +128,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw texts and forms as StreamingLoader does in this epoch. Workers learn of it when they start."""
-        self._epoch = epoch
+        self._epoch = whole_number("epoch", epoch, 0)
 
     def __getitem__(self, sample: SupportsIndex | str) -> dict[str, Any]:
         """One sample, by number (negative: from the end) or key.

@@ -106,8 +106,31 @@ def test_several_sets_are_one(made, tmp_path):
     assert len(loader.state_dict()["sets"]) == 2
     with pytest.raises(UsageError, match="the same set twice"):
         _keys([made.path, made.path])
-    with pytest.raises(UsageError, match="paths"):
-        _keys([])
+
+
+@pytest.mark.parametrize("path", [[], 5, None, [5], b"set", [b"set"]])
+def test_no_path_to_a_set(path):
+    with pytest.raises(UsageError, match=r"option path: .* a set's directory, or a list of such"):
+        StreamingLoader(path)
+
+
+def test_a_pinned_set(made):
+    digest = StreamingLoader(made.path).state_dict()["sets"][0]
+    ShardDataset([made.path], expect_digest=[digest])
+    with pytest.raises(UsageError, match="another set than expected"):
+        ShardDataset(made.path, expect_digest="00" * 32)
+
+
+@pytest.mark.parametrize("digest", [[], [None], 5, b"00", ["00", "00"], [5]])
+def test_a_pin_that_pins_nothing_is_refused(made, digest):
+    with pytest.raises(UsageError, match=r"option expect_digest: .*a digest for each of the sets: 1, got"):
+        StreamingLoader(made.path, expect_digest=digest)
+
+
+@pytest.mark.parametrize("split", [["train", "val"], b"train", 5])
+def test_a_split_is_one_name(made, split):
+    with pytest.raises(UsageError, match=r"option split: .*the name of one split, or None for all"):
+        StreamingLoader(made.path, split=split)
 
 
 def test_a_relative_path_stays_the_same_set_when_the_directory_changes(made, monkeypatch):

@@ -57,6 +57,14 @@ def test_by_number_by_key_and_from_the_end(made):
         ShardDataset(made.path, verify="first-epoch")
 
 
+@pytest.mark.parametrize("epoch", ["x", -1, 1.0, True, None])
+def test_an_epoch_is_a_whole_number(made, epoch):
+    dataset = ShardDataset(made.path)
+    dataset.set_epoch(torch.arange(3).numpy()[2])
+    with pytest.raises(UsageError, match=r"epoch: .*a whole number, 0 or more"):
+        dataset.set_epoch(epoch)
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_dataloader_workers(made, method):
     dataset = ShardDataset(made.path, **OPTIONS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -155,8 +157,8 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"dtype": torch.bfloat16, "frame": "fp32"},
-        {"dtype": None, "frame": "fp32"},
+        {"frame": "fp32", "dtype": torch.bfloat16},
+        {"frame": "fp32", "dtype": None},
         {"dtype": torch.float64},
         {"frame": "dnd2"},
         {"verify": "sometimes"},
@@ -165,6 +167,15 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"readers": 0},
         {"prefetch_batches": 0},
         {"mix": 1.5},
+        {"mix": "a"},
+        {"mix": None},
+        {"mix": True},
+        {"world_size": 2, "rank": "0"},
+        {"world_size": 2, "rank": 0.0},
+        {"world_size": 2, "rank": True},
+        {"world_size": 2, "rank": -1},
+        {"rank": 0, "world_size": 1.5},
+        {"rank": 0, "world_size": 0},
         {"num_texts": 0},
         {"padding": "none"},
         {"shuffle": 1},
@@ -172,6 +183,9 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"on_bad_sample": "ignore"},
         {"fields": ["weights"]},
         {"fields": []},
+        {"fields": 5},
+        {"fields": "tokens"},
+        {"fields": [["tokens"]]},
         {"form": "question"},
         {"max_text_length": 2},
         {"seed": "0"},
@@ -179,9 +193,22 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
     ],
 )
 def test_impossible_options_are_refused(tmp_path, options):
+    """The last one of each is what is refused, by name."""
     made = write_set(tmp_path / "set", 4)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=next(reversed(options))):
         StreamingLoader(made.path, **options)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    made = write_set(tmp_path / "set", 8)
+    plain = {"batch_size": 2, "rank": 1, "world_size": 2, "seed": 3, "num_texts": 2, "readers": 1}
+    one = StreamingLoader(made.path, **plain)
+    other = StreamingLoader(
+        made.path, mix=np.float32(0.5), **{name: np.int64(value) for name, value in plain.items()}
+    )
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    other.set_epoch(np.int64(0))
+    assert [batch["keys"] for batch in other] == [batch["keys"] for batch in one]
 
 
 def test_float32_codes_in_a_16_bit_batch_are_refused(tmp_path):
