@@ -12,13 +12,12 @@ from typing import Any, Final, SupportsIndex
 
 import torch
 
+from llgbm_loader.frame import FRAMES, ZERO_STDS
 from llgbm_loader.order import REMAINDERS
 from llgbm_shards.errors import UsageError
 
 #: Fields a batch can be made of.
 FIELDS: Final = ("tokens", "scales", "condition", "delta")
-FRAMES: Final = ("dnd", "fp32", "none")
-ZERO_STD: Final = ("nan", "zeros")
 PADDINGS: Final = ("max_length", "longest")
 FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
 VERIFY: Final = ("full", "first-epoch", "off")
@@ -109,20 +108,13 @@ class ReadOptions:
             _check(set(self.fields) <= set(FIELDS), "fields", expected, self.fields)
             object.__setattr__(self, "fields", tuple(self.fields))
         _choice("frame", self.frame, FRAMES)
-        _choice("zero_std", self.zero_std, ZERO_STD)
+        _choice("zero_std", self.zero_std, ZERO_STDS)
         _choice("dtype", self.dtype, _FLOATS)
         _choice("form", self.form, FORMS)
         _choice("padding", self.padding, PADDINGS)
         _choice("verify", self.verify, VERIFY)
         _probability("mix", self.mix)
         _integers(self, num_texts=1, max_text_length=1, seed=None)
-        sixteen = self.dtype in (torch.float16, torch.bfloat16)
-        _check(
-            not (self.frame == "fp32" and sixteen),
-            "dtype",
-            'torch.float32 with frame="fp32": in 16 bits the decoded std can turn negative',
-            self.dtype,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
