@@ -208,6 +208,15 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     assert [batch["keys"] for batch in other] == [batch["keys"] for batch in one]
 
 
+def test_an_epoch_without_a_batch_is_refused(tmp_path):
+    made = write_set(tmp_path / "set", 7)
+    options = {"batch_size": 4, "rank": 0, "world_size": 2}
+    with pytest.raises(UsageError, match=r'7 samples, got batch_size 4 x world_size 2.*remainder="pad"'):
+        StreamingLoader(made.path, **options)
+    assert len(StreamingLoader(made.path, **options, remainder="pad")) == 1
+    assert len(StreamingLoader(made.path, **{**options, "world_size": 1})) == 1
+
+
 @pytest.mark.parametrize(
     ("stored", "options"),
     [
@@ -222,7 +231,7 @@ def test_scale_codes_that_the_batch_would_round_are_refused(tmp_path, stored, op
     made = write_set(tmp_path / "set", 4, layout=small_layout(dtype=stored))
     with pytest.raises(UsageError, match="scale codes would be rounded"):
         StreamingLoader(made.path, **options)
-    StreamingLoader(made.path, dtype=torch.bfloat16, frame="none")
+    StreamingLoader(made.path, dtype=torch.bfloat16, frame="none", batch_size=4)
 
 
 @pytest.mark.parametrize("form", ["prompt", "answer", "prompt_answer"])
@@ -303,7 +312,7 @@ def test_mix_takes_the_long_form_with_its_probability(tmp_path):
 
 def test_a_form_that_the_set_lacks_is_refused(tmp_path):
     made = write_set(tmp_path / "set", 3, spec={"forms": ["prompt"]})
-    StreamingLoader(made.path, form="prompt")
+    StreamingLoader(made.path, form="prompt", batch_size=3)
     for form in ("mix", "prompt_answer"):
         with pytest.raises(UsageError, match="no texts of form prompt_answer"):
             StreamingLoader(made.path, form=form)
