@@ -21,6 +21,9 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
     Iterating gives what is left of the current epoch; a whole epoch moves on to the next. Stages can be composed
     as with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
 
+    An iteration that is left early begins at the same place again, whether by ``break`` or by ``with_epoch(n)``: the
+    same n batches each time. To go on instead, call ``loader.load_state_dict(loader.state_dict())`` in between.
+
     Batches are dicts: tokens (B,N,H,W), or (B,N,r,chunk) with ``frame="none"``; scales (B,N,2) float32;
     condition_ids and attention_mask (B,L), or (B,K,L), int64; delta (B,hidden) float32; has_delta (B,) bool;
     valid (B,) bool; keys, a list of str, empty where a row only fills up the batch.

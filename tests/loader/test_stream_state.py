@@ -137,6 +137,17 @@ def test_a_pipeline_may_repeat_the_loader(made):
     assert len({tuple(batch["keys"]) for batch in batches}) == 3
 
 
+def test_with_epoch_leaves_an_iteration_early(made):
+    loader = StreamingLoader(made.path, batch_size=4, **FAST)
+    whole = _keys(loader)
+    loader.set_epoch(0)
+    short = loader.compose().with_epoch(3)
+    assert _keys(short) == whole[:12]
+    assert _keys(short) == whole[:12]
+    loader.load_state_dict(loader.state_dict())
+    assert _keys(short) == whole[12:24]
+
+
 def test_only_the_newest_iteration_counts(made):
     loader = StreamingLoader(made.path, batch_size=2, **FAST)
     old, new = iter(loader), iter(loader)
