@@ -28,8 +28,9 @@ _AMBIGUOUS: Final = -1
 class ShardDataset(Dataset[dict[str, Any]]):
     """The samples of a shard set, by number or key. Each is a dict like one row of a StreamingLoader's batch.
 
-    ``torch.utils.data.default_collate`` makes of rows exactly such a batch. Picklable, and right in forked and
-    spawned workers: shards are opened when first read, by each process and thread for itself.
+    ``torch.utils.data.default_collate`` makes of rows exactly such a batch, but not of rows with
+    ``padding="longest"``: their lengths differ, so a ``collate_fn`` of your own has to join them. Picklable, and right
+    in forked and spawned workers: shards are opened when first read, by each process and thread for itself.
 
     Args:
         path: A set's directory, or several, which are taken as one.
@@ -43,7 +44,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         mix: Under ``mix``, the probability of prompt_answer.
         num_texts: None takes the first text; K draws K.
         max_text_length: Ids of a condition at most.
-        padding: ``max_length``, or ``longest`` of the sample.
+        padding: ``max_length``, or ``longest`` of the sample's own texts.
         verify: ``full`` or ``off``.
         seed: Seed of the draws.
         expect_digest: Digest that the set must have; one for each of several sets.
@@ -153,7 +154,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
             return self._number_of_key(sample)
         number = operator.index(sample)
         if not -len(self) <= number < len(self):
-            raise IndexError(number)
+            raise IndexError(f"no sample {number}: there are {len(self)}")
         return number % len(self)
 
     def _number_of_key(self, key: str) -> int:

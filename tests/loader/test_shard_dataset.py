@@ -49,7 +49,7 @@ def test_by_number_by_key_and_from_the_end(made):
     _equal(dataset[7], dataset[made.samples[7].key])
     _equal(dataset[-1], dataset[torch.tensor(19)])
     for bad in (20, -21):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"no sample {bad}: there are 20"):
             dataset[bad]
     with pytest.raises(UsageError, match="no such sample"):
         dataset["no-such-key"]
@@ -73,6 +73,15 @@ def test_dataloader_workers(made, method):
     for number, batch in enumerate(workers):
         _equal(batch, torch.utils.data.default_collate(wanted[5 * number : 5 * number + 5]))
     _equal(dataset[3], wanted[3])
+
+
+def test_rows_of_padding_longest_have_lengths_of_their_own(made):
+    rows = list(ShardDataset(made.path, padding="longest", num_texts=2))
+    assert all(row["condition_ids"].shape == row["attention_mask"].shape for row in rows)
+    assert all(row["attention_mask"].sum(-1).max() == row["condition_ids"].shape[-1] for row in rows)
+    assert len({row["condition_ids"].shape for row in rows}) > 1
+    with pytest.raises(RuntimeError):
+        torch.utils.data.default_collate(rows)
 
 
 def test_distributed_sampler(made):
