@@ -171,7 +171,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return number
 
     def _reader(self) -> SampleReader:
-        # A forked worker has its own: descriptors are shared with the parent, scratch memory must not be.
+        # A forked worker opens its own, as a spawned one does; what it inherited goes with its copy of the reader.
         if getattr(self._local, "pid", None) != os.getpid():
             self._local.reader = SampleReader(self._selection, self._plan.tokens, self._plan.conditions)
             self._local.pid = os.getpid()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from llgbm_loader import ShardDataset, StreamingLoader
+from llgbm_loader import ShardDataset, StreamingLoader, files
 from llgbm_shards.errors import UsageError
 from support.synthetic import write_set
 
@@ -82,6 +82,21 @@ def test_rows_of_padding_longest_have_lengths_of_their_own(made):
     assert len({row["condition_ids"].shape for row in rows}) > 1
     with pytest.raises(RuntimeError):
         torch.utils.data.default_collate(rows)
+
+
+def test_a_forked_process_opens_shards_for_itself(made, monkeypatch):
+    dataset, opened = ShardDataset(made.path), []
+    want, plain = dataset[0], files._open_regular
+    monkeypatch.setattr(files, "_open_regular", lambda path: opened.append(path) or plain(path))
+    assert torch.equal(dataset[0]["delta"], want["delta"])
+    assert not opened, "the parent has it open"
+    context = torch.multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=lambda: results.put((dataset[0]["keys"], len(opened))))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert results.get() == (want["keys"], 1)
 
 
 def test_distributed_sampler(made):
