@@ -159,6 +159,18 @@ def test_sets_that_do_not_fit_are_refused_saying_why(made, tmp_path, other, mess
         StreamingLoader([made.path, made2.path], fields=["tokens"])
 
 
+def test_a_first_batch_of_a_large_set_takes_few_reads(tmp_path, monkeypatch):
+    made, reads, plain = write_set(tmp_path / "set", 3000, shard_samples=300), [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: reads.append(args) or plain(*args))
+    loader = StreamingLoader(made.path, batch_size=4, prefetch_batches=2)
+    assert not reads, "no shard is read before it is asked for"
+    iterator = iter(loader)
+    next(iterator)
+    iterator.close()
+    # Three reads a sample: small members, the body's header, the body. One batch, two ahead, one being begun.
+    assert 0 < len(reads) <= 3 * 4 * (1 + 2 + 1)
+
+
 def test_a_committed_index_that_contradicts_its_record_is_damage(tmp_path, monkeypatch):
     from support import synthetic
 
