@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, whole_number
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import Layout
@@ -28,8 +28,9 @@ _AMBIGUOUS: Final = -1
 class ShardDataset(Dataset[dict[str, Any]]):
     """The samples of a shard set, by number or key. Each is a dict like one row of a StreamingLoader's batch.
 
-    ``torch.utils.data.default_collate`` makes of rows exactly such a batch. Picklable, and right in forked and
-    spawned workers: shards are opened when first read, by each process and thread for itself.
+    ``torch.utils.data.default_collate`` makes of rows exactly such a batch, but not of rows with
+    ``padding="longest"``: their lengths differ, so a ``collate_fn`` of your own has to join them. Picklable, and right
+    in forked and spawned workers: shards are opened when first read, by each process and thread for itself.
 
     Args:
         path: A set's directory, or several, which are taken as one.
@@ -43,7 +44,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         mix: Under ``mix``, the probability of prompt_answer.
         num_texts: None takes the first text; K draws K.
         max_text_length: Ids of a condition at most.
-        padding: ``max_length``, or ``longest`` of the sample.
+        padding: ``max_length``, or ``longest`` of the sample's own texts.
         verify: ``full`` or ``off``.
         seed: Seed of the draws.
         expect_digest: Digest that the set must have; one for each of several sets.
@@ -74,7 +75,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
         self._options = ReadOptions(
-            fields=None if fields is None else tuple(fields),
+            fields=fields,
             frame=frame,
             zero_std=zero_std,
             dtype=dtype,
@@ -128,7 +129,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw texts and forms as StreamingLoader does in this epoch. Workers learn of it when they start."""
-        self._epoch = epoch
+        self._epoch = whole_number("epoch", epoch, 0)
 
     def __getitem__(self, sample: SupportsIndex | str) -> dict[str, Any]:
         """One sample, by number (negative: from the end) or key.
@@ -153,7 +154,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
             return self._number_of_key(sample)
         number = operator.index(sample)
         if not -len(self) <= number < len(self):
-            raise IndexError(number)
+            raise IndexError(f"no sample {number}: there are {len(self)}")
         return number % len(self)
 
     def _number_of_key(self, key: str) -> int:
@@ -170,7 +171,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return number
 
     def _reader(self) -> SampleReader:
-        # A forked worker has its own: descriptors are shared with the parent, scratch memory must not be.
+        # A forked worker opens its own, as a spawned one does; what it inherited goes with its copy of the reader.
         if getattr(self._local, "pid", None) != os.getpid():
             self._local.reader = SampleReader(self._selection, self._plan.tokens, self._plan.conditions)
             self._local.pid = os.getpid()

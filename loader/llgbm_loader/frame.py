@@ -20,7 +20,6 @@ from llgbm_shards.errors import UsageError
 FRAMES: Final = ("dnd", "fp32", "none")
 ZERO_STDS: Final = ("nan", "zeros")
 _BORDER: Final = 2
-_HALF_TYPES: Final = (torch.bfloat16, torch.float16)
 
 
 def frame_tokens(
@@ -52,8 +51,7 @@ def frame_tokens(
         to change, else new memory or ``out``.
 
     Raises:
-        UsageError: An option is unknown, shapes disagree, or float32 codes would be rounded to 16 bits (the decoded
-            std could turn negative).
+        UsageError: An option is unknown, shapes disagree, or ``dtype`` cannot hold the codes.
     """
     wanted = dtype or body.dtype
     _check(body, scales, frame, zero_std, wanted)
@@ -67,9 +65,36 @@ def frame_tokens(
     inner = tokens[..., :height, :width]
     inner.copy_(body)
     _mask_zero_std(inner, scales, zero_std)
-    mean_code, std_code = _codes(body, scales, body.dtype if frame == "dnd" else torch.float32)
+    mean_code, std_code = _codes(body, scales, code_dtype(frame, body.dtype))
     write_frame(tokens, mean_code, std_code)
     return tokens
+
+
+def code_dtype(frame: str, stored: torch.dtype) -> torch.dtype:
+    """The dtype that codes are computed in, for bodies of dtype ``stored``."""
+    return stored if frame == "dnd" else torch.float32
+
+
+def refuse_narrow_codes(frame: str, stored: torch.dtype, dtype: torch.dtype) -> None:
+    """The one rule for codes in tokens of a dtype: it holds each of them as it was computed.
+
+    Args:
+        frame: ``dnd``, ``fp32`` or ``none``, which has no codes.
+        stored: dtype of the bodies.
+        dtype: dtype of the tokens.
+
+    Raises:
+        UsageError: Codes would be rounded; the std decoded of them could turn negative.
+    """
+    codes = code_dtype(frame, stored)
+    if frame != "none" and torch.promote_types(codes, dtype) != dtype:
+        raise UsageError(
+            f"{_name(codes)} scale codes would be rounded",
+            where="option dtype",
+            expected=f"{codes}" if codes == torch.float32 else f"{codes} or torch.float32",
+            got=f"{dtype} with frame={frame!r} on bodies of {_name(stored)}",
+            do='Ask for such a dtype, or for frame="none".',
+        )
 
 
 def write_frame(tokens: Tensor, mean_code: Tensor, std_code: Tensor) -> None:
@@ -171,11 +196,8 @@ def _check(body: Tensor, scales: Tensor, frame: str, zero_std: str, dtype: torch
     if body.ndim not in (3, 4) or tuple(scales.shape) != (*body.shape[:-2], 2):
         got = f"{tuple(body.shape)} and {tuple(scales.shape)}"
         raise UsageError("body and scales do not fit", expected="(..., N, r, chunk) and (..., N, 2)", got=got)
-    if frame == "fp32" and dtype in _HALF_TYPES:
-        raise UsageError(
-            "float32 scale codes cannot be kept in 16 bits",
-            where="frame",
-            expected="dtype float32 with frame 'fp32'",
-            got=f"{dtype}",
-            do="Ask for dtype=torch.float32, or for frame='dnd' or 'none'.",
-        )
+    refuse_narrow_codes(frame, body.dtype, dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import torch
 
+from llgbm_loader.frame import FRAMES, ZERO_STDS
 from llgbm_loader.order import REMAINDERS
 from llgbm_shards.errors import UsageError
 
 #: Fields a batch can be made of.
 FIELDS: Final = ("tokens", "scales", "condition", "delta")
-FRAMES: Final = ("dnd", "fp32", "none")
-ZERO_STD: Final = ("nan", "zeros")
 PADDINGS: Final = ("max_length", "longest")
 FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
 VERIFY: Final = ("full", "first-epoch", "off")
 BAD_SAMPLE: Final = ("raise", "skip")
 _SHUFFLES: Final = (True, False, "shards")
+_MAY_BE_NONE: Final = ("num_texts", "rank", "world_size")
 _FLOATS: Final = (None, torch.float32, torch.float16, torch.bfloat16)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -33,7 +35,7 @@ class SelectOptions:
     """Which samples: the sets taken as one, and what of them.
 
     Attributes:
-        paths: The sets' directories.
+        paths: The sets' directories, absolute.
         split: Only samples of this split; None takes all.
         filters: Further conditions on index columns, in pyarrow's disjunctive normal form.
         expect_digest: Digests the sets must have, one a set; empty when not pinned.
@@ -53,14 +55,20 @@ class SelectOptions:
         expect_digest: str | Sequence[str] | None,
     ) -> SelectOptions:
         """Options from the arguments users give: one path or many, one digest or many."""
-        paths = (path,) if isinstance(path, (str, os.PathLike)) else tuple(path)
-        digests = (expect_digest,) if isinstance(expect_digest, str) else tuple(expect_digest or ())
-        return cls(paths=tuple(map(Path, paths)), split=split, filters=filters, expect_digest=digests)
+        paths = [path] if isinstance(path, (str, os.PathLike)) else path
+        _listed("path", paths, (str, os.PathLike), "a set's directory, or a list of such")
+        digests = [expect_digest] if isinstance(expect_digest, str) else expect_digest
+        if digests is not None:
+            expected = f"a digest for each of the sets: {len(paths)}"
+            _listed("expect_digest", digests, str, expected)
+            _check(len(digests) == len(paths), "expect_digest", expected, digests)
+        # Shards are opened when they are read: a change of directory until then must not lead elsewhere.
+        absolute = tuple(Path(path).absolute() for path in paths)
+        return cls(paths=absolute, split=split, filters=filters, expect_digest=tuple(digests or ()))
 
     def __post_init__(self) -> None:
-        _check(bool(self.paths), "paths", "one set or more", "none")
-        fits = len(self.expect_digest) in (0, len(self.paths))
-        _check(fits, "expect_digest", f"a digest for each of {len(self.paths)} sets", self.expect_digest)
+        named = self.split is None or isinstance(self.split, str)
+        _check(named, "split", "the name of one split, or None for all", self.split)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +89,7 @@ class ReadOptions:
         seed: Seed of the order and of the draws.
     """
 
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
     frame: str = "dnd"
     zero_std: str = "nan"
     dtype: torch.dtype | None = torch.float32
@@ -95,25 +103,18 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.fields is not None:
-            unknown = [field for field in self.fields if field not in FIELDS]
-            _check(not unknown and bool(self.fields), "fields", f"some of {FIELDS}", self.fields)
+            expected = f"a list of some of {FIELDS}"
+            _listed("fields", self.fields, str, expected)
+            _check(set(self.fields) <= set(FIELDS), "fields", expected, self.fields)
+            object.__setattr__(self, "fields", tuple(self.fields))
         _choice("frame", self.frame, FRAMES)
-        _choice("zero_std", self.zero_std, ZERO_STD)
+        _choice("zero_std", self.zero_std, ZERO_STDS)
         _choice("dtype", self.dtype, _FLOATS)
         _choice("form", self.form, FORMS)
         _choice("padding", self.padding, PADDINGS)
         _choice("verify", self.verify, VERIFY)
-        _check(0.0 <= self.mix <= 1.0, "mix", "a probability, 0 to 1", self.mix)
-        _integer("num_texts", 1 if self.num_texts is None else self.num_texts, 1)
-        _integer("max_text_length", self.max_text_length, 1)
-        _integer("seed", self.seed, None)
-        sixteen = self.dtype in (torch.float16, torch.bfloat16)
-        _check(
-            not (self.frame == "fp32" and sixteen),
-            "dtype",
-            'torch.float32 with frame="fp32": in 16 bits the decoded std can turn negative',
-            self.dtype,
-        )
+        _probability("mix", self.mix)
+        _integers(self, num_texts=1, max_text_length=1, seed=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,13 +146,11 @@ class StreamOptions:
     prefetch_batches: int = 2
 
     def __post_init__(self) -> None:
-        _integer("batch_size", self.batch_size, 1)
         _choice("shuffle", self.shuffle, _SHUFFLES)
         _choice("remainder", self.remainder, REMAINDERS)
         _choice("on_bad_sample", self.on_bad_sample, BAD_SAMPLE)
-        _integer("max_bad_samples", self.max_bad_samples, 0)
-        _integer("readers", self.readers, 1)
-        _integer("prefetch_batches", self.prefetch_batches, 1)
+        _integers(self, batch_size=1, max_bad_samples=0, readers=1, prefetch_batches=1)
+        _integers(self, rank=0, world_size=1)
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -159,10 +158,36 @@ def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     _check(found, name, "one of " + ", ".join(map(_show, allowed)), value)
 
 
-def _integer(name: str, value: Any, least: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+def whole_number(name: str, value: SupportsIndex, least: int | None) -> int:
+    """The value as an int: numpy's whole numbers are as good as Python's; a bool, a float and a text are none.
+
+    Raises:
+        UsageError: Not a whole number, or less than ``least``.
+    """
     expected = "a whole number" if least is None else f"a whole number, {least} or more"
-    _check(whole and (least is None or value >= least), name, expected, value)
+    _check(isinstance(value, Integral) and not isinstance(value, bool), name, expected, value)
+    number = operator.index(value)
+    _check(least is None or number >= least, name, expected, value)
+    return number
+
+
+def _integers(options: ReadOptions | StreamOptions, **least: int | None) -> None:
+    """Make ints of the options of these names, each with the least value it may have; None where it may be None."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None or name not in _MAY_BE_NONE:
+            object.__setattr__(options, name, whole_number(name, value, bound))
+
+
+def _probability(name: str, value: Any) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    _check(number and 0 <= value <= 1, name, "a probability, 0 to 1", value)
+
+
+def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse what is not a list (tuple, ...) of one or more values of a kind; a text is not a list of letters."""
+    right = isinstance(values, Collection) and not isinstance(values, str) and len(values) > 0
+    _check(right and all(isinstance(value, kind) for value in values), name, expected, values)
 
 
 def _check(right: bool, name: str, expected: str, got: Any) -> None:

@@ -107,7 +107,7 @@ def _choose(opened: ShardSet, options: SelectOptions, members: Sequence[str]) ->
     wanted = ["key", "split", "shard", "offset", "has_delta", *(f"{field}.size" for field in fields)]
     wanted += [f"{field}.xxh3_64" for field in members]
     names = index_schema(fields).names
-    asked = filter_columns(options.filters) if options.filters else []
+    asked = [] if options.filters is None else filter_columns(options.filters)
     table = opened.index([name for name in names if name in {*wanted, *asked}])
     if options.filters:
         table = filter_rows(table, options.filters)

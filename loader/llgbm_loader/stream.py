@@ -9,7 +9,7 @@ import torch
 import webdataset
 
 from llgbm_loader.device import device_ops, parse_device
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions, whole_number
 from llgbm_loader.stats import LoaderStats
 from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.layout import Layout
@@ -20,6 +20,9 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
 
     Iterating gives what is left of the current epoch; a whole epoch moves on to the next. Stages can be composed
     as with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
+
+    An iteration that is left early begins at the same place again, whether by ``break`` or by ``with_epoch(n)``: the
+    same n batches each time. To go on instead, call ``loader.load_state_dict(loader.state_dict())`` in between.
 
     Batches are dicts: tokens (B,N,H,W), or (B,N,r,chunk) with ``frame="none"``; scales (B,N,2) float32;
     condition_ids and attention_mask (B,L), or (B,K,L), int64; delta (B,hidden) float32; has_delta (B,) bool;
@@ -90,7 +93,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
         read = ReadOptions(
-            fields=None if fields is None else tuple(fields),
+            fields=fields,
             frame=frame,
             zero_std=zero_std,
             dtype=dtype,
@@ -132,7 +135,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration. A loaded position within that very epoch stays."""
-        self._source.state.set_epoch(epoch)
+        self._source.state.set_epoch(whole_number("epoch", epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """What the consumer has received: small, JSON, good on any world size and batch size."""

@@ -53,6 +53,7 @@ class StreamSource:
         )
         pinned = ops is not None and ops.pinned
         self._plan = BatchPlan.of(selection, read, on_device=ops is not None, pinned=pinned)
+        _refuse_no_batch(self._slices)
         self._side = SideStream(ops) if ops is not None else None
         nbytes = self._plan.buffer_bytes(stream.batch_size)
         capacity = stream.prefetch_batches + 1
@@ -160,6 +161,17 @@ class StreamSource:
             feed.close()
         if self._pool is not None:
             self._pool.clear()
+
+
+def _refuse_no_batch(slices: Slices) -> None:
+    """An epoch of nothing would train through all epochs and say nothing."""
+    if not len(slices):
+        raise UsageError(
+            "an epoch has no batch",
+            expected=f"batch_size x world_size <= {slices.samples} samples",
+            got=f"batch_size {slices.batch_size} x world_size {slices.world_size}",
+            do='Take a smaller batch_size, or remainder="pad".',
+        )
 
 
 def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) -> Identity:

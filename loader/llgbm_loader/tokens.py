@@ -9,9 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llgbm_loader.frame import frame_tokens
+from llgbm_loader.frame import frame_tokens, refuse_narrow_codes
 from llgbm_loader.options import ReadOptions
-from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import Layout
 
 TORCH_DTYPE: Final = {
@@ -36,18 +35,7 @@ class TokenPlan:
     on_device: bool
 
     def __post_init__(self) -> None:
-        # Codes are made in the stored dtype or in float32; rounded to 16 bits the decoded std can turn negative.
-        wide = self.options.frame == "fp32" or (
-            self.options.frame == "dnd" and self.stored_dtype == torch.float32
-        )
-        if wide and self.dtype != torch.float32:
-            raise UsageError(
-                "float32 scale codes in a batch of 16 bits",
-                where="option dtype",
-                expected="torch.float32",
-                got=f"{self.dtype} with frame={self.options.frame!r} on a set of {self.layout.dtype}",
-                do='Ask for dtype=torch.float32, or frame="none".',
-            )
+        refuse_narrow_codes(self.options.frame, self.stored_dtype, self.dtype)
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -29,7 +29,7 @@ class BenchReport:
         device: Where batches went.
         batch_size: Rows of a batch.
         batches: Batches of each phase.
-        samples: Samples of each phase.
+        samples: Samples of each phase, of all splits.
         sample_bytes: Mean bytes of a sample in its shard.
         batch: Key -> shape and dtype of one batch's entries.
         storage_rate: Plain reads of the same shards with the page cache dropped, as many threads.
@@ -68,7 +68,7 @@ class BenchReport:
 def bench_set(
     path: str, *, batch_size: int, device: str, step_ms: float, readers: int, verify: str
 ) -> BenchReport:
-    """Read a set three ways: plainly, through the loader cold, and through the loader warm.
+    """Read a set, all its splits, three ways: plainly, through the loader cold, and through the loader warm.
 
     Args:
         path: The set.
@@ -88,6 +88,7 @@ def bench_set(
     batches = max(1, min(len(opened), _ENOUGH_BYTES // sample_bytes) // batch_size)
     loader = StreamingLoader(
         path,
+        split=None,  # the plain reads take all splits too
         batch_size=batch_size,
         device=device,
         readers=readers,
@@ -98,8 +99,8 @@ def bench_set(
     try:
         shards = [opened.path / shard.name for shard in opened.record.shards]
         _drop_cache(shards)
-        cold, batch = _epoch(loader, batches)
-        warm, _ = _epoch(loader, batches)
+        cold, samples, batch = _epoch(loader, batches)
+        warm, _, _ = _epoch(loader, batches)
         _drop_cache(shards)
         storage = _plain_reads(shards, batches * batch_size * sample_bytes, readers) / sample_bytes
     finally:
@@ -109,7 +110,7 @@ def bench_set(
         device=device,
         batch_size=batch_size,
         batches=batches,
-        samples=min(batches * batch_size, len(opened)),
+        samples=samples,
         sample_bytes=sample_bytes,
         batch=batch,
         storage_rate=storage,
@@ -119,8 +120,8 @@ def bench_set(
     )
 
 
-def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, dict[str, str]]:
-    """Samples a second over the first batches of an epoch, and what the first one looks like."""
+def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, int, dict[str, str]]:
+    """Samples a second over the first batches of an epoch, how many that were, and what the first one looks like."""
     loader.set_epoch(0)
     shown: dict[str, str] = {}
     samples = 0
@@ -132,7 +133,7 @@ def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, dict[str, str]
             for key, value in batch.items()
             if hasattr(value, "dtype")
         }
-    return samples / (time.monotonic() - start), shown
+    return samples / (time.monotonic() - start), samples, shown
 
 
 def _drop_cache(paths: Sequence[Path]) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _FEW: Final = 20
 _ADVICE: Final = {
     "storage": "storage must deliver {factor:.1f} times as much: a local NVMe copy, or shards that stay in the page cache",
-    "cpu": "{factor:.1f} times the CPU rate is needed: more cores, --readers, verify='first-epoch', or frame='none'",
+    "cpu": "{factor:.1f} times the CPU rate is needed: more cores, more --readers, "
+    "or in your loader verify='first-epoch' or frame='none'",
 }
 
 

@@ -6,6 +6,8 @@ import torch
 from llgbm_loader.frame import frame_tokens, unframe
 from llgbm_shards.errors import UsageError
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def sample(dtype=torch.float32, seed=0):
     """Pieces: plain, constant zero, constant 3, absent."""
@@ -85,13 +87,19 @@ def test_codes_are_computed_in_the_bodys_dtype_or_in_float32():
     assert dnd == torch.tensor(dnd).bfloat16().item()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_float32_codes_in_16_bits_are_refused(dtype):
-    body, scales = sample(dtype)
-    with pytest.raises(UsageError, match="16 bits"):
-        frame_tokens(body, scales, frame="fp32")
-    with pytest.raises(UsageError, match="16 bits"):
-        frame_tokens(body.float(), scales, frame="fp32", dtype=dtype)
+@pytest.mark.parametrize("frame", ["dnd", "fp32", "none"])
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codes_are_never_rounded(frame, stored, dtype):
+    """float32 holds all of them; 16 bits hold those computed in the same 16 bits; a bare body has none."""
+    body, scales = sample(stored)
+    computed = stored if frame == "dnd" else torch.float32
+    if frame == "none" or dtype in (computed, torch.float32):
+        assert frame_tokens(body, scales, frame=frame, dtype=dtype).dtype == dtype
+        return
+    name = str(computed).removeprefix("torch.")
+    with pytest.raises(UsageError, match=f"option dtype: {name} scale codes would be rounded: expected"):
+        frame_tokens(body, scales, frame=frame, dtype=dtype)
 
 
 def test_out_is_written_and_may_be_the_body():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import llgbm_loader
-from llgbm_loader import StreamingLoader
+from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_shards.errors import DamageError, UsageError
 from support.synthetic import small_layout, write_set
 
@@ -48,7 +51,12 @@ def test_splits(made):
             lambda s: s.task == "copa" or not s.has_delta,
         ),
         ([("delta_norm", ">", 0.0)], lambda s: s.has_delta),
+        ([], lambda s: True),
         ([("rank", "==", 2)], lambda s: True),
+        ([("rank", "==", np.int32(2)), ("rank", "in", range(3))], lambda s: True),
+        ([("task", "in", np.array(["arc_e", "copa"]))], lambda s: s.task != "boolq"),
+        ([("task", "in", pa.chunked_array([["arc_e"], ["copa"]]))], lambda s: s.task != "boolq"),
+        ([("task", "in", [np.str_("arc_e"), pa.scalar("copa")])], lambda s: s.task != "boolq"),
     ],
 )
 def test_filters(made, filters, keep):
@@ -64,6 +72,21 @@ def test_filters(made, filters, keep):
         ([("rank", ">", "two")], "not a filter"),
         ([[]], "not a list of filters"),
         ([("task", "=", "no such task")], "no sample is chosen"),
+        ([("rank", ">", 10**30)], "not a filter"),
+        ([("rank", "in", [10**30])], "not a filter"),
+        ([("task", "in", "arc_e")], r"column task: not a value for 'in': expected a list.*'arc_e'"),
+        ([("task", "==", ["arc_e"])], r"not a value for '==': expected a bool, a number or a text"),
+        ([("task", "in", [["arc_e"]])], "not a value"),
+        ([("task", "==", b"arc_e")], "not a value"),
+        ([("task", "in", [b"arc_e"])], "not a value"),
+        ([("task", "==", None)], "not a value"),
+        ([("task", "==", datetime.date(2026, 1, 1))], "not a value"),
+        ([("task", "in", {"arc_e": 1})], "not a value"),
+        (5, "not a list of filters"),
+        ([5], "not a list of filters"),
+        ([None], "not a list of filters"),
+        ("task", "not a list of filters"),
+        ("", "not a list of filters"),
     ],
 )
 def test_impossible_filters_are_refused(made, filters, message):
@@ -83,8 +106,39 @@ def test_several_sets_are_one(made, tmp_path):
     assert len(loader.state_dict()["sets"]) == 2
     with pytest.raises(UsageError, match="the same set twice"):
         _keys([made.path, made.path])
-    with pytest.raises(UsageError, match="paths"):
-        _keys([])
+
+
+@pytest.mark.parametrize("path", [[], 5, None, [5], b"set", [b"set"]])
+def test_no_path_to_a_set(path):
+    with pytest.raises(UsageError, match=r"option path: .* a set's directory, or a list of such"):
+        StreamingLoader(path)
+
+
+def test_a_pinned_set(made):
+    digest = StreamingLoader(made.path).state_dict()["sets"][0]
+    ShardDataset([made.path], expect_digest=[digest])
+    with pytest.raises(UsageError, match="another set than expected"):
+        ShardDataset(made.path, expect_digest="00" * 32)
+
+
+@pytest.mark.parametrize("digest", [[], [None], 5, b"00", ["00", "00"], [5]])
+def test_a_pin_that_pins_nothing_is_refused(made, digest):
+    with pytest.raises(UsageError, match=r"option expect_digest: .*a digest for each of the sets: 1, got"):
+        StreamingLoader(made.path, expect_digest=digest)
+
+
+@pytest.mark.parametrize("split", [["train", "val"], b"train", 5])
+def test_a_split_is_one_name(made, split):
+    with pytest.raises(UsageError, match=r"option split: .*the name of one split, or None for all"):
+        StreamingLoader(made.path, split=split)
+
+
+def test_a_relative_path_stays_the_same_set_when_the_directory_changes(made, monkeypatch):
+    monkeypatch.chdir(made.path.parent)
+    loader, dataset = StreamingLoader(made.path.name), ShardDataset(made.path.name)
+    monkeypatch.chdir("/")  # as Hydra does, before the first shard is opened
+    assert next(iter(loader))["keys"]
+    assert dataset[0]["keys"] == made.samples[0].key
 
 
 @pytest.mark.parametrize(
@@ -103,6 +157,18 @@ def test_sets_that_do_not_fit_are_refused_saying_why(made, tmp_path, other, mess
         StreamingLoader([made.path, made2.path])
     if "delta_width" in other:
         StreamingLoader([made.path, made2.path], fields=["tokens"])
+
+
+def test_a_first_batch_of_a_large_set_takes_few_reads(tmp_path, monkeypatch):
+    made, reads, plain = write_set(tmp_path / "set", 3000, shard_samples=300), [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: reads.append(args) or plain(*args))
+    loader = StreamingLoader(made.path, batch_size=4, prefetch_batches=2)
+    assert not reads, "no shard is read before it is asked for"
+    iterator = iter(loader)
+    next(iterator)
+    iterator.close()
+    # Three reads a sample: small members, the body's header, the body. One batch, two ahead, one being begun.
+    assert 0 < len(reads) <= 3 * 4 * (1 + 2 + 1)
 
 
 def test_a_committed_index_that_contradicts_its_record_is_damage(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from llgbm_loader import ShardDataset, StreamingLoader
+from llgbm_loader import ShardDataset, StreamingLoader, files
 from llgbm_shards.errors import UsageError
 from support.synthetic import write_set
 
@@ -49,12 +49,20 @@ def test_by_number_by_key_and_from_the_end(made):
     _equal(dataset[7], dataset[made.samples[7].key])
     _equal(dataset[-1], dataset[torch.tensor(19)])
     for bad in (20, -21):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"no sample {bad}: there are 20"):
             dataset[bad]
     with pytest.raises(UsageError, match="no such sample"):
         dataset["no-such-key"]
     with pytest.raises(UsageError, match="full or off"):
         ShardDataset(made.path, verify="first-epoch")
+
+
+@pytest.mark.parametrize("epoch", ["x", -1, 1.0, True, None])
+def test_an_epoch_is_a_whole_number(made, epoch):
+    dataset = ShardDataset(made.path)
+    dataset.set_epoch(torch.arange(3).numpy()[2])
+    with pytest.raises(UsageError, match=r"epoch: .*a whole number, 0 or more"):
+        dataset.set_epoch(epoch)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -65,6 +73,30 @@ def test_dataloader_workers(made, method):
     for number, batch in enumerate(workers):
         _equal(batch, torch.utils.data.default_collate(wanted[5 * number : 5 * number + 5]))
     _equal(dataset[3], wanted[3])
+
+
+def test_rows_of_padding_longest_have_lengths_of_their_own(made):
+    rows = list(ShardDataset(made.path, padding="longest", num_texts=2))
+    assert all(row["condition_ids"].shape == row["attention_mask"].shape for row in rows)
+    assert all(row["attention_mask"].sum(-1).max() == row["condition_ids"].shape[-1] for row in rows)
+    assert len({row["condition_ids"].shape for row in rows}) > 1
+    with pytest.raises(RuntimeError):
+        torch.utils.data.default_collate(rows)
+
+
+def test_a_forked_process_opens_shards_for_itself(made, monkeypatch):
+    dataset, opened = ShardDataset(made.path), []
+    want, plain = dataset[0], files._open_regular
+    monkeypatch.setattr(files, "_open_regular", lambda path: opened.append(path) or plain(path))
+    assert torch.equal(dataset[0]["delta"], want["delta"])
+    assert not opened, "the parent has it open"
+    context = torch.multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=lambda: results.put((dataset[0]["keys"], len(opened))))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert results.get() == (want["keys"], 1)
 
 
 def test_distributed_sampler(made):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,6 @@ def _same(one, other):
     [
         ("bfloat16", "dnd", torch.float32),
         ("bfloat16", "dnd", None),
-        ("bfloat16", "dnd", torch.float16),
         ("bfloat16", "fp32", torch.float32),
         ("bfloat16", "none", None),
         ("bfloat16", "none", torch.float32),
@@ -155,8 +156,6 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"dtype": torch.bfloat16, "frame": "fp32"},
-        {"dtype": None, "frame": "fp32"},
         {"dtype": torch.float64},
         {"frame": "dnd2"},
         {"verify": "sometimes"},
@@ -165,6 +164,15 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"readers": 0},
         {"prefetch_batches": 0},
         {"mix": 1.5},
+        {"mix": "a"},
+        {"mix": None},
+        {"mix": True},
+        {"world_size": 2, "rank": "0"},
+        {"world_size": 2, "rank": 0.0},
+        {"world_size": 2, "rank": True},
+        {"world_size": 2, "rank": -1},
+        {"rank": 0, "world_size": 1.5},
+        {"rank": 0, "world_size": 0},
         {"num_texts": 0},
         {"padding": "none"},
         {"shuffle": 1},
@@ -172,6 +180,9 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"on_bad_sample": "ignore"},
         {"fields": ["weights"]},
         {"fields": []},
+        {"fields": 5},
+        {"fields": "tokens"},
+        {"fields": [["tokens"]]},
         {"form": "question"},
         {"max_text_length": 2},
         {"seed": "0"},
@@ -179,16 +190,48 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
     ],
 )
 def test_impossible_options_are_refused(tmp_path, options):
+    """The last one of each is what is refused, by name."""
     made = write_set(tmp_path / "set", 4)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=next(reversed(options))):
         StreamingLoader(made.path, **options)
 
 
-def test_float32_codes_in_a_16_bit_batch_are_refused(tmp_path):
-    made = write_set(tmp_path / "set", 4, layout=small_layout(dtype="float32"))
-    with pytest.raises(UsageError, match="float32 scale codes"):
-        StreamingLoader(made.path, dtype=torch.bfloat16)
-    StreamingLoader(made.path, dtype=torch.bfloat16, frame="none")
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    made = write_set(tmp_path / "set", 8)
+    plain = {"batch_size": 2, "rank": 1, "world_size": 2, "seed": 3, "num_texts": 2, "readers": 1}
+    one = StreamingLoader(made.path, **plain)
+    other = StreamingLoader(
+        made.path, mix=np.float32(0.5), **{name: np.int64(value) for name, value in plain.items()}
+    )
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    other.set_epoch(np.int64(0))
+    assert [batch["keys"] for batch in other] == [batch["keys"] for batch in one]
+
+
+def test_an_epoch_without_a_batch_is_refused(tmp_path):
+    made = write_set(tmp_path / "set", 7)
+    options = {"batch_size": 4, "rank": 0, "world_size": 2}
+    with pytest.raises(UsageError, match=r'7 samples, got batch_size 4 x world_size 2.*remainder="pad"'):
+        StreamingLoader(made.path, **options)
+    assert len(StreamingLoader(made.path, **options, remainder="pad")) == 1
+    assert len(StreamingLoader(made.path, **{**options, "world_size": 1})) == 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        ("float32", {"dtype": torch.bfloat16}),
+        ("float16", {"dtype": torch.bfloat16}),
+        ("bfloat16", {"dtype": torch.float16}),
+        ("bfloat16", {"dtype": torch.bfloat16, "frame": "fp32"}),
+        ("bfloat16", {"dtype": None, "frame": "fp32"}),
+    ],
+)
+def test_scale_codes_that_the_batch_would_round_are_refused(tmp_path, stored, options):
+    made = write_set(tmp_path / "set", 4, layout=small_layout(dtype=stored))
+    with pytest.raises(UsageError, match="scale codes would be rounded"):
+        StreamingLoader(made.path, **options)
+    StreamingLoader(made.path, dtype=torch.bfloat16, frame="none", batch_size=4)
 
 
 @pytest.mark.parametrize("form", ["prompt", "answer", "prompt_answer"])
@@ -269,7 +312,7 @@ def test_mix_takes_the_long_form_with_its_probability(tmp_path):
 
 def test_a_form_that_the_set_lacks_is_refused(tmp_path):
     made = write_set(tmp_path / "set", 3, spec={"forms": ["prompt"]})
-    StreamingLoader(made.path, form="prompt")
+    StreamingLoader(made.path, form="prompt", batch_size=3)
     for form in ("mix", "prompt_answer"):
         with pytest.raises(UsageError, match="no texts of form prompt_answer"):
             StreamingLoader(made.path, form=form)

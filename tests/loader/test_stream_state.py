@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,6 +137,17 @@ def test_a_pipeline_may_repeat_the_loader(made):
     assert len({tuple(batch["keys"]) for batch in batches}) == 3
 
 
+def test_with_epoch_leaves_an_iteration_early(made):
+    loader = StreamingLoader(made.path, batch_size=4, **FAST)
+    whole = _keys(loader)
+    loader.set_epoch(0)
+    short = loader.compose().with_epoch(3)
+    assert _keys(short) == whole[:12]
+    assert _keys(short) == whole[:12]
+    loader.load_state_dict(loader.state_dict())
+    assert _keys(short) == whole[12:24]
+
+
 def test_only_the_newest_iteration_counts(made):
     loader = StreamingLoader(made.path, batch_size=2, **FAST)
     old, new = iter(loader), iter(loader)
@@ -173,6 +186,26 @@ def test_a_state_of_another_set_is_refused(made, tmp_path):
 def test_filters_in_another_order_of_values_are_the_same(made):
     one = StreamingLoader(made.path, **FAST, filters=[("task", "in", ["arc_e", "copa"])])
     other = StreamingLoader(made.path, **FAST, filters=[["task", "in", {"copa", "arc_e"}]])
+    other.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("array", [list, np.array, pa.array, lambda values: pa.chunked_array([values])])
+def test_a_long_array_in_a_filter_is_all_of_it(made, array):
+    """Their texts are elided in the middle, where these two differ."""
+    names = [f"task_{number}" for number in range(5000)]
+    one, other = ["arc_e", *names], ["arc_e", *names]
+    other[2500] = "copa"
+    states = []
+    for values in (one, other):
+        loader = StreamingLoader(made.path, **FAST, filters=[("task", "in", array(values))])
+        states.append(loader.state_dict())
+    assert states[0]["filters"] != states[1]["filters"]
+    StreamingLoader(made.path, **FAST, filters=[("task", "in", one)]).load_state_dict(states[0])
+
+
+def test_two_ways_to_write_a_filter_are_the_same(made):
+    one = StreamingLoader(made.path, **FAST, filters=[("rank", "=", 2)])
+    other = StreamingLoader(made.path, **FAST, filters=[[("rank", "==", np.int64(2))]])
     other.load_state_dict(one.state_dict())
 
 
