@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from llgbm_loader import StreamingLoader
 from llgbm_shards.shardset import ShardSet
+from llgbm_shards.storage import open_regular
 
 #: At most this many bytes of shards are read in each phase.
 _ENOUGH_BYTES: Final = 4 << 30
@@ -84,7 +85,7 @@ def bench_set(
     """
     opened = ShardSet(path)
     set_bytes = sum(shard.size for shard in opened.record.shards)
-    sample_bytes = set_bytes // max(1, len(opened))
+    sample_bytes = max(1, set_bytes // max(1, len(opened)))
     batches = max(1, min(len(opened), _ENOUGH_BYTES // sample_bytes) // batch_size)
     loader = StreamingLoader(
         path,
@@ -139,11 +140,8 @@ def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, int, dict[str,
 def _drop_cache(paths: Sequence[Path]) -> None:
     """Ask the kernel to forget the shards' pages, so that the next read comes from storage."""
     for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        try:
+        with open_regular(path) as fd:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
 
 
 def _plain_reads(paths: Sequence[Path], enough: int, readers: int) -> float:
@@ -152,8 +150,8 @@ def _plain_reads(paths: Sequence[Path], enough: int, readers: int) -> float:
     def read(path: Path) -> int:
         buffer = memoryview(mmap.mmap(-1, _CHUNK))
         done = 0
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
+        with open_regular(path) as fd:
+            while count := os.readv(fd, [buffer]):
                 done += count
         return done
 
