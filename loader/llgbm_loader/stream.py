@@ -18,8 +18,8 @@ from llgbm_shards.layout import Layout
 class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdataset has no types
     """Batches of a shard set: the same number on every rank, each sample at most once an epoch.
 
-    Iterating gives what is left of the current epoch; a whole epoch moves on to the next. Stages can be composed
-    as with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
+    Iterating gives what is left of the current epoch; its last batch moves on to the next. Stages can be composed as
+    with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
 
     Batches are dicts: tokens (B,N,H,W), or (B,N,r,chunk) with ``frame="none"``; scales (B,N,2) float32;
     condition_ids and attention_mask (B,L), or (B,K,L), int64; delta (B,hidden) float32; has_delta (B,) bool;

@@ -98,18 +98,25 @@ class StreamSource:
         self._feeds.add(feed)
         try:
             clock = time.perf_counter()
+            if not len(slices):
+                self._finish(iteration, start.epoch, before)
             for index in range(len(slices)):
                 batch = self._receive(feed)
                 self.state.received(iteration, slices.position_after(index + 1))
                 clock = self._tick(clock)
+                # Now, not after the loop: a consumer that knows the number of batches never asks for one more.
+                if index + 1 == len(slices):
+                    self._finish(iteration, start.epoch, before)
                 # Popped: this frame must hold no tensor while the consumer works, or its buffer is never free.
                 yield batch.pop()
                 clock = self._tick(clock)
-            self.state.finished(iteration)
-            self._counter.epochs += 1
-            log_epoch(start.epoch, before, self._counter.snapshot())
         finally:
             feed.close()
+
+    def _finish(self, iteration: int, epoch: int, before: LoaderStats) -> None:
+        self.state.finished(iteration)
+        self._counter.epochs += 1
+        log_epoch(epoch, before, self._counter.snapshot())
 
     def _receive(self, feed: Feed) -> list[Batch]:
         """The next batch, counted, as the only item of a list."""
