@@ -48,13 +48,13 @@ class Feed:
         self._closed = False
         self.waited_s = 0.0
         self._work = Work(plan, options, pool, side)
-        threads = [
+        self._threads = [
             threading.Thread(target=self._work.run, name=f"llgbm-reader-{number}", daemon=True)
             for number in range(options.readers)
         ]
         # Daemons, stopped by this finalizer: also when the interpreter exits amid an iteration.
-        self._stop = weakref.finalize(self, self._work.stop, threads)
-        for thread in threads:
+        self._stop = weakref.finalize(self, self._work.stop, self._threads)
+        for thread in self._threads:
             thread.start()
         for _ in range(options.ahead):
             self._submit()
@@ -72,7 +72,7 @@ class Feed:
         assembly = self._ahead.popleft()
         self._awaited = assembly
         began = time.perf_counter()
-        assembly.done.wait()
+        assembly.done.get()
         self.waited_s = time.perf_counter() - began
         self._awaited = None
         if assembly.error is not None:
@@ -88,10 +88,11 @@ class Feed:
         """Stop the readers, and tell a consumer that waits in another thread."""
         self._closed = True
         self._ahead.clear()
-        self._stop()
-        if (awaited := self._awaited) is not None and not awaited.done.is_set():
+        self._work.stop(self._threads)
+        self._stop.detach()  # only now: where Ctrl-C came in between, it stops what is left
+        if (awaited := self._awaited) is not None:
             awaited.error = _closed()
-            awaited.done.set()
+            awaited.done.put(None)
 
     def _allow(self) -> None:
         self._held = [use for use in self._held if use() is not None]

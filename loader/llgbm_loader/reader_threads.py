@@ -40,7 +40,8 @@ class Assembly:
         nbytes: Bytes read.
         batch: The batch, once whole.
         event: After which it is whole on its device.
-        done: Set when ``batch`` or ``error`` is there.
+        done: Gets an item when ``batch`` or ``error`` is there. No Event: Ctrl-C amid its code in Python leaves its
+            lock held, and the reader that sets it waits forever.
     """
 
     numbers: NDArray[np.int64]
@@ -54,7 +55,7 @@ class Assembly:
     batch: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     event: Event | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +149,7 @@ class Work:
                 self._hand_over(assembly, host)
         except BaseException as error:  # noqa: BLE001 - as above
             assembly.error = error
-        assembly.done.set()
+        assembly.done.put(None)
 
     def _hand_over(self, assembly: Assembly, host: HostBatch) -> None:
         assembly.keys = host.keys

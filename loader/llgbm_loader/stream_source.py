@@ -112,6 +112,8 @@ class StreamSource:
                 clock = self._tick(clock)
         finally:
             feed.close()
+            # Not left to the set: it would do so in a callback in Python, where Ctrl-C is swallowed.
+            self._feeds.discard(feed)
 
     def _finish(self, iteration: int, epoch: int, before: LoaderStats) -> None:
         self.state.finished(iteration)
@@ -166,7 +168,9 @@ class StreamSource:
         for feed in list(self._feeds):
             feed.close()
         if self._pool is not None:
-            self._pool.clear()
+            self._pool.close()
+        while self._side is not None and self._side.reclaim():
+            pass
 
 
 def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) -> Identity:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import torch
 
 from llgbm_loader import StreamingLoader
 from llgbm_loader.reader_threads import Work
+from llgbm_loader.ring import BufferPool
 from llgbm_shards.errors import UsageError
 from support.synthetic import small_layout, write_set
 
@@ -87,6 +89,29 @@ def test_close_ends_iterations_under_way(made):
         list(iterator)
     with pytest.raises(UsageError, match="closed"):
         iter(loader).__next__()
+
+
+@pytest.mark.parametrize("held", [0, 2])
+def test_close_frees_the_buffers_and_those_that_come_back_later(made, monkeypatch, held):
+    allocate, buffers = BufferPool._allocate, []
+
+    def watched(pool):
+        buffer = allocate(pool)
+        buffers.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr(BufferPool, "_allocate", watched)
+    loader = StreamingLoader(made.path, batch_size=4)
+    kept = [batch for batch, _ in zip(loader, range(held), strict=False)]
+    if not held:
+        for batch in loader:
+            del batch
+        assert any(buffer() is not None for buffer in buffers)
+    loader.close()
+    assert sum(buffer() is not None for buffer in buffers) <= held + 1
+    kept.clear()
+    gc.collect()
+    assert not any(buffer() is not None for buffer in buffers)
 
 
 def test_errors_in_reader_threads_reach_the_consumer(made, monkeypatch):
@@ -268,8 +293,37 @@ def test_ctrl_c_amid_the_starts_of_the_readers(made, monkeypatch, started):
     assert len(list(StreamingLoader(made.path, batch_size=2))) == 12
 
 
-def _readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("llgbm-reader")]
+def test_ctrl_c_at_any_moment_neither_hangs_nor_loses_buffers(made):
+    script = f"""
+import faulthandler, gc, random, signal, threading, time
+from llgbm_loader import StreamingLoader
+def readers(): return [t for t in threading.enumerate() if t.name.startswith("llgbm-reader") and t.is_alive()]
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+faulthandler.dump_traceback_later(50, exit=True)
+loader = StreamingLoader({str(made.path)!r}, batch_size=1, prefetch_batches=1, readers=2, seed=1)
+interrupted, draw = 0, random.Random(0)
+for _ in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.0005, 0.02))
+        for batch in loader:
+            del batch
+        time.sleep(0.03)
+    except KeyboardInterrupt:
+        interrupted += 1
+gc.collect()
+end = time.monotonic() + 5
+while readers() and time.monotonic() < end:
+    time.sleep(0.01)
+loader.set_epoch(0)
+print(interrupted, len(readers()), sum(len(batch["keys"]) for batch in loader))
+"""
+    done = subprocess.run(  # noqa: PLW1510
+        [sys.executable, "-c", script], timeout=90, capture_output=True, text=True, env=_env()
+    )
+    assert done.returncode == 0, done.stderr
+    interrupted, threads, samples = map(int, done.stdout.split())
+    assert (threads, samples) == (0, 24)
+    assert interrupted > 250
 
 
 def test_inside_a_dataloader_worker_it_raises(made):
