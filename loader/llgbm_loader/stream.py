@@ -48,7 +48,8 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         world_size: Number of ranks; None asks likewise.
         remainder: ``drop`` leaves out an incomplete last batch, ``pad`` fills it up with rows that are not valid.
         on_bad_sample: ``raise``, or ``skip``: a damaged sample becomes a row of zeros that is not valid.
-        max_bad_samples: Under ``skip``, raise after all beyond this many.
+        max_bad_samples: Under ``skip``, raise after all beyond this many damaged samples; each counts once, however
+            many epochs it comes in.
         readers: Reader threads.
         prefetch_batches: Batches read ahead; memory is that of these and one more.
         verify: ``full``: the digest of all that is read; ``first-epoch``; ``off``.

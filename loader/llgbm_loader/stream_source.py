@@ -126,9 +126,11 @@ class StreamSource:
         padding = int((assembly.numbers == PADDING_ROW).sum())
         damage = [assembly.damage[row] for row in sorted(assembly.damage)]
         self._counter.waited_s += feed.waited_s
-        self._counter.add(rows=len(assembly.numbers), padding=padding, damage=damage, nbytes=assembly.nbytes)
-        if len(self._counter.damage) > self._stream.max_bad_samples:
-            raise _too_many(self._counter.damage, self._stream.max_bad_samples, damage[-1])
+        self._counter.note(damage)
+        if damage and len(self._counter.damage) > self._stream.max_bad_samples:
+            raise _too_many(len(self._counter.damage), self._stream.max_bad_samples, damage[-1])
+        rows = len(assembly.numbers)
+        self._counter.add(rows=rows, padding=padding, invalid=len(damage), nbytes=assembly.nbytes)
         return [{**assembly.batch, "keys": assembly.keys}]
 
     def _tick(self, clock: float) -> float:
@@ -184,13 +186,13 @@ def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) ->
     )
 
 
-def _too_many(damage: list[str], limit: int, last: DamageError) -> DamageError:
+def _too_many(count: int, limit: int, last: DamageError) -> DamageError:
     return DamageError(
-        "too many damaged samples",
+        f"{last.what}; too many damaged samples",
         shard=last.shard,
         key=last.key,
         member=last.member,
-        expected=f"at most {limit}",
-        got=f"{len(damage)}",
-        do="Run `llgbm-pack check`.",
+        expected=f"at most {limit} (max_bad_samples)",
+        got=f"{count}, this one the last",
+        do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
     )

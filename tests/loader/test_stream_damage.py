@@ -96,6 +96,31 @@ def test_skip_has_a_limit(made):
         list(_loader(made, on_bad_sample="skip", max_bad_samples=SAMPLES - 1))
 
 
+def test_a_damaged_sample_counts_once_however_many_epochs_it_comes_in(made):
+    extent = _extents(made)["body"]
+    _flip(made, extent.shard, extent.offset)
+    loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
+    for _ in range(4):
+        list(loader)
+    stats = loader.stats()
+    assert (stats.epochs, stats.invalid_rows, len(stats.damage)) == (4, 4, 1)
+    assert stats.samples == 4 * (SAMPLES - 1)
+
+
+def test_a_batch_beyond_the_limit_is_not_delivered_and_the_error_names_its_cause(made):
+    for number in (3, 7, 8):
+        extent = _extents(made, number)["body"]
+        _flip(made, extent.shard, extent.offset)
+    loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
+    with pytest.raises(DamageError, match="not the member that the index names; too many") as caught:
+        list(loader)
+    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["body"])
+    assert "max_bad_samples" in str(caught.value)
+    assert "llgbm-pack repair" in str(caught.value)
+    stats = loader.stats()
+    assert (stats.batches, stats.samples, stats.invalid_rows, len(stats.damage)) == (1, 4, 1, 3)
+
+
 def test_a_truncated_shard(made):
     extent = _extents(made)["delta"]
     os.truncate(made.path / extent.shard, extent.offset + 10)
