@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections import deque
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import SideStream
-from llgbm_loader.reader_threads import Assembly, FeedOptions, Work
+from llgbm_loader.reader_threads import Assembly, FeedOptions, ReaderThread, Work
 from llgbm_loader.ring import BufferPool
 from llgbm_shards.errors import UsageError
 
@@ -49,7 +48,7 @@ class Feed:
         self.waited_s = 0.0
         self._work = Work(plan, options, pool, side)
         self._threads = [
-            threading.Thread(target=self._work.run, name=f"llgbm-reader-{number}", daemon=True)
+            ReaderThread(target=self._work.run, name=f"llgbm-reader-{number}", daemon=True)
             for number in range(options.readers)
         ]
         # Daemons, stopped by this finalizer: also when the interpreter exits amid an iteration.

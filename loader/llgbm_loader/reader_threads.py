@@ -77,6 +77,10 @@ class FeedOptions:
     skip_damage: bool
 
 
+class ReaderThread(threading.Thread):
+    """A thread of some iteration, told from all others by its type."""
+
+
 class Work:
     """What reader threads share: the tasks, the buffers, and how a row and a batch are made."""
 
@@ -161,15 +165,16 @@ class Work:
             host.tensors, lambda copies: host.finish_on_device(copies, invalid)
         )
 
-    def stop(self, threads: list[threading.Thread]) -> None:
+    def stop(self, threads: list[ReaderThread]) -> None:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""
         self.stopped = True
         if self.ring:
             self.ring.close(len(threads))
         for _ in threads:
             self.tasks.put(None)
-        # The garbage collector may end an iteration within one of its own readers: it must not wait for itself.
-        if threading.current_thread() not in threads:
+        # The garbage collector may end an iteration within a reader, of it or another: that must not wait for itself,
+        # nor for readers that wait for a lock which it holds.
+        if not isinstance(threading.current_thread(), ReaderThread):
             for thread in threads:
                 # Ctrl-C may come between the starts. One that is not up yet finds `stopped` and ends by itself.
                 if thread.is_alive():
