@@ -68,8 +68,12 @@ class Feed:
         if self._closed:
             raise _closed()
         self._allow()
-        assembly = self._ahead.popleft()
-        self._awaited = assembly
+        try:
+            self._awaited = assembly = self._ahead.popleft()
+        except IndexError:  # close() came in between and took them all
+            raise _closed() from None
+        if self._closed:  # and may have looked for what is awaited before it was there
+            raise _closed()
         began = time.perf_counter()
         assembly.done.get()
         self.waited_s = time.perf_counter() - began

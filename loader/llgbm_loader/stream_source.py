@@ -97,6 +97,8 @@ class StreamSource:
         )
         self._feeds.add(feed)
         try:
+            if self._closed:  # meanwhile, by another thread that did not see this feed
+                feed.close()
             clock = time.perf_counter()
             if not len(slices):
                 self._finish(iteration, start.epoch, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import torch
 from llgbm_loader import StreamingLoader
 from llgbm_loader.reader_threads import Work
 from llgbm_loader.ring import BufferPool
+from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.errors import UsageError
 from support.synthetic import small_layout, write_set
 
@@ -349,6 +351,31 @@ def test_stats_and_one_log_line_an_epoch(made, caplog):
     assert stats.samples_per_s == pytest.approx(48 / stats.seconds)
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(",")[0] for line in lines] == ["epoch 0: 24 samples", "epoch 1: 24 samples"]
+
+
+@pytest.mark.parametrize("popped", [False, True], ids=["before the pop", "after the pop"])
+def test_close_amid_next(made, monkeypatch, popped):
+    class Ahead(collections.deque):
+        """As a signal handler or another thread may close at any moment."""
+
+        def popleft(self):
+            item = super().popleft() if popped else None
+            loader.close()
+            return item or super().popleft()
+
+    monkeypatch.setattr("llgbm_loader.feed.deque", Ahead)
+    monkeypatch.setattr(Work, "_do", lambda self, assembly, index, reader: None)  # no batch is ever whole
+    loader = StreamingLoader(made.path, batch_size=4)
+    with pytest.raises(UsageError, match="closed"):
+        next(iter(loader))
+
+
+def test_close_amid_the_start_of_an_iteration(made, monkeypatch):
+    loader = StreamingLoader(made.path, batch_size=4)
+    order = StreamSource._order
+    monkeypatch.setattr(StreamSource, "_order", lambda *args: loader.close() or order(*args))
+    with pytest.raises(UsageError, match="closed"):
+        next(iter(loader))
 
 
 def test_close_frees_a_consumer_that_waits_in_another_thread(made, monkeypatch):
