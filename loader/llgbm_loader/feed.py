@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
@@ -45,6 +46,7 @@ class Feed:
         self._held: list[weakref.ref[Any]] = []
         self._awaited: Assembly | None = None
         self._closed = False
+        self._pid = os.getpid()
         self.waited_s = 0.0
         self._work = Work(plan, options, pool, side)
         self._threads = [
@@ -63,10 +65,15 @@ class Feed:
 
         Raises:
             Exception: Whatever went wrong while it was read.
-            UsageError: The loader was closed.
+            UsageError: The loader was closed, or this is a forked process, which has no reader threads.
         """
         if self._closed:
             raise _closed()
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "the iterator is of another process, from which this one was forked",
+                do="Make a loader in the process that iterates it.",
+            )
         self._allow()
         try:
             self._awaited = assembly = self._ahead.popleft()

@@ -328,6 +328,28 @@ print(interrupted, len(readers()), sum(len(batch["keys"]) for batch in loader))
     assert interrupted > 250
 
 
+def test_a_forked_child_is_told_that_the_iterator_is_not_its_own(made):
+    script = f"""
+import os, signal
+from llgbm_loader import StreamingLoader
+loader = StreamingLoader({str(made.path)!r}, batch_size=2)
+iterator = iter(loader)
+next(iterator)
+if not (child := os.fork()):
+    signal.alarm(20)
+    for _ in range(12):
+        next(iterator)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), len(list(iterator)))
+"""
+    done = subprocess.run(  # noqa: PLW1510
+        [sys.executable, "-c", script], timeout=60, capture_output=True, text=True, env=_env()
+    )
+    assert done.stdout.split() == ["1", "11"], done.stderr
+    assert "UsageError: the iterator is of another process" in done.stderr
+
+
 def test_inside_a_dataloader_worker_it_raises(made):
     loader = StreamingLoader(made.path, batch_size=4)
     batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0)
