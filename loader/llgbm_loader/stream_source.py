@@ -6,7 +6,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -75,12 +75,12 @@ class StreamSource:
         if self._closed:
             raise UsageError("the loader is closed", do="Make a new one.")
         if torch.utils.data.get_worker_info() is not None:
-            raise UsageError(
-                "a StreamingLoader inside a DataLoader worker would repeat every batch",
-                expected="num_workers=0",
-                do="Iterate it directly: it reads in threads of its own. Or use ShardDataset with a sampler.",
-            )
+            raise _elsewhere()
         return self._iterate()
+
+    def __reduce__(self) -> NoReturn:
+        """Threads, buffers and a position go to no other process, nor into a deep copy."""
+        raise _elsewhere()
 
     def _iterate(self) -> Iterator[Batch]:
         iteration, start = self.state.begin()
@@ -185,6 +185,14 @@ def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) ->
         seed=read.seed,
         shuffle=stream.shuffle,
         samples=len(selection),
+    )
+
+
+def _elsewhere() -> UsageError:
+    return UsageError(
+        "a StreamingLoader cannot be copied to another process; inside a DataLoader worker it would repeat every batch",
+        expected="num_workers=0",
+        do="Iterate it directly: it reads in threads of its own. Or use ShardDataset with a sampler.",
     )
 
 

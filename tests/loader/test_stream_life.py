@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import copy
 import gc
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -147,8 +149,8 @@ def test_tensors_that_are_kept_do_not_change(made, options):
                 kept.append((hold, _copy(hold)))
             del batch
     assert len(kept) == 8
-    for hold, copy in kept:
-        assert _equal(hold, copy)
+    for hold, before in kept:
+        assert _equal(hold, before)
 
 
 def _copy(hold):
@@ -355,8 +357,17 @@ def test_inside_a_dataloader_worker_it_raises(made):
     batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0)
     assert len(list(batches)) == 6
     workers = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=1)
-    with pytest.raises(UsageError, match="DataLoader worker"):
+    with pytest.raises(UsageError, match=r"DataLoader worker.*ShardDataset"):
         list(workers)
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.deepcopy])
+def test_a_copy_is_refused(made, duplicate):  # pickled: as for a worker that is spawned
+    loader = StreamingLoader(made.path, batch_size=4)
+    next(iter(loader))
+    for it in (loader, loader.compose()):
+        with pytest.raises(UsageError, match="ShardDataset"):
+            duplicate(it)
 
 
 def test_stats_and_one_log_line_an_epoch(made, caplog):
