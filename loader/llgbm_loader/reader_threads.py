@@ -65,6 +65,8 @@ class FeedOptions:
     Attributes:
         epoch: Number of the epoch, for the draws.
         verify: Check the digest of each member.
+        verified: (samples,) bool, shared by all iterations: samples found whole, which are not checked again; None
+            checks each time.
         readers: Reader threads.
         ahead: Batches read ahead.
         skip_damage: Damaged samples become invalid rows.
@@ -72,6 +74,7 @@ class FeedOptions:
 
     epoch: int
     verify: bool
+    verified: NDArray[np.bool_] | None
     readers: int
     ahead: int
     skip_damage: bool
@@ -135,14 +138,18 @@ class Work:
             return
         row = host.row(index)
         host.fill(index, number)
+        verified = self.options.verified
+        verify = self.options.verify and (verified is None or not verified[number])
         try:
-            nbytes = reader.read(number, self.options.epoch, row, verify=self.options.verify)
+            nbytes = reader.read(number, self.options.epoch, row, verify=verify)
         except DamageError as error:
             if not self.options.skip_damage:
                 raise
             host.clear(index, row=row)
             assembly.damage[index] = error
             return
+        if verified is not None:
+            verified[number] = True
         with assembly.lock:
             assembly.nbytes += nbytes
 

@@ -52,7 +52,8 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
             many epochs it comes in.
         readers: Reader threads.
         prefetch_batches: Batches read ahead; memory is that of these and one more.
-        verify: ``full``: the digest of all that is read; ``first-epoch``; ``off``.
+        verify: ``full``: the digest of all that is read; ``first-epoch``: of each sample when this loader reads it for
+            the first time, in whatever epoch that is; ``off``.
         expect_digest: Digest that the set must have; one for each of several sets.
 
     Raises:

@@ -60,7 +60,8 @@ class StreamSource:
         self.state = StreamState(_identity(selection, read, stream))
         self._counter = Counter()
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
-        self._verified_epoch: int | None = None
+        # By sample, not by epoch: one that was left early, resumed, or shared among ranks has not read them all.
+        self._verified = np.zeros(len(selection), np.bool_) if read.verify == "first-epoch" else None
         self._closed = False
 
     def __len__(self) -> int:
@@ -151,12 +152,10 @@ class StreamSource:
         )
 
     def _feed_options(self, epoch: int) -> FeedOptions:
-        if self._verified_epoch is None:
-            self._verified_epoch = epoch
-        first = epoch == self._verified_epoch
         return FeedOptions(
             epoch=epoch,
-            verify=self._read.verify == "full" or (self._read.verify == "first-epoch" and first),
+            verify=self._read.verify != "off",
+            verified=self._verified,
             readers=self._stream.readers,
             ahead=self._stream.prefetch_batches,
             skip_damage=self._stream.on_bad_sample == "skip",

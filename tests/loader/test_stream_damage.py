@@ -170,6 +170,20 @@ def test_verification_can_be_off_or_of_the_first_epoch(made):
     assert len(list(_loader(made, verify="off"))) == 2
 
 
+@pytest.mark.parametrize(("ranks", "batches"), [(1, 2), (2, 5)], ids=["left early", "half of it"])
+def test_the_first_epoch_vouches_for_no_sample_that_was_not_read(made, ranks, batches):
+    options = {"batch_size": 1, "shuffle": True, "rank": 0, "world_size": ranks}
+    loader = _loader(made, verify="first-epoch", prefetch_batches=1, **options)
+    read = {batch["keys"][0] for _, batch in zip(range(batches), loader, strict=False)}
+    for number, sample in enumerate(made.samples):
+        if sample.key not in read:
+            extent = _extents(made, number)["body"]
+            _flip(made, extent.shard, extent.offset + extent.size - 1)
+    loader.set_epoch(1)
+    with pytest.raises(DamageError):
+        list(loader)
+
+
 def test_a_fifo_in_a_shards_place_does_not_hang(made):
     (made.path / "train-000000.tar").unlink()
     os.mkfifo(made.path / "train-000000.tar")
