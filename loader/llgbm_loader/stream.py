@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import webdataset
@@ -155,3 +155,9 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
     def close(self) -> None:
         """End all iterations and free the buffers; tensors that were handed out stay as they are."""
         self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -95,6 +95,16 @@ def test_close_ends_iterations_under_way(made):
         iter(loader).__next__()
 
 
+def test_a_with_statement_closes(made):
+    with StreamingLoader(made.path, batch_size=4) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        assert _readers()
+    assert _readers() == []
+    with pytest.raises(UsageError, match="closed"):
+        next(iterator)
+
+
 @pytest.mark.parametrize("held", [0, 2])
 def test_close_frees_the_buffers_and_those_that_come_back_later(made, monkeypatch, held):
     allocate, buffers = BufferPool._allocate, []
