@@ -184,11 +184,13 @@ def test_the_first_epoch_vouches_for_no_sample_that_was_not_read(made, ranks, ba
         list(loader)
 
 
-def test_a_fifo_in_a_shards_place_does_not_hang(made):
+def test_a_fifo_in_a_shards_place_does_not_hang_or_stay_open(made):
     (made.path / "train-000000.tar").unlink()
     os.mkfifo(made.path / "train-000000.tar")
+    loader, before = _loader(made), len(os.listdir("/proc/self/fd"))
     with pytest.raises(DamageError, match="not a regular file"):
-        list(_loader(made))
+        list(loader)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_unreadable_is_not_damage_and_is_never_skipped(made):

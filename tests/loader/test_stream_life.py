@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from llgbm_loader import StreamingLoader
+from llgbm_loader.files import ShardFiles
 from llgbm_loader.reader_threads import Work
 from llgbm_loader.ring import BufferPool
 from llgbm_loader.stream_source import StreamSource
@@ -201,12 +203,29 @@ def test_buffers_are_used_again_and_no_more_than_ahead_and_one(made, prefetch):
     assert len(seen) <= prefetch + 1
 
 
-def test_reading_goes_on_while_the_consumer_works(made):
-    loader = StreamingLoader(made.path, batch_size=4, prefetch_batches=1)
-    for _ in loader:
-        time.sleep(0.05)
-    # The first batch has to be waited for, the five others were read meanwhile.
-    assert loader.stats().waited_s < 0.1
+def test_reading_goes_on_while_the_consumer_works(made, monkeypatch):
+    complete, whole = Work._complete, queue.SimpleQueue()
+
+    def completed(self, assembly):
+        complete(self, assembly)
+        whole.put(len(assembly.keys))
+
+    monkeypatch.setattr(Work, "_complete", completed)
+    iterator = iter(StreamingLoader(made.path, batch_size=4, prefetch_batches=2))
+    next(iterator)
+    # The one that was asked for, and two ahead that nobody has asked for yet.
+    assert [whole.get(timeout=30) for _ in range(3)] == [4, 4, 4]
+
+
+def test_few_descriptors_are_open_however_many_shards_there_are(tmp_path):
+    made = write_set(tmp_path / "set", 24, shard_samples=1)
+    shards = [str(made.path / sample.shard) for sample in made.samples]
+    files, before, byte = ShardFiles(shards), _descriptors(), bytearray(1)
+    for number in [*range(24), *range(24)]:
+        assert files.read(number, [byte], 0) == 0
+        assert _descriptors() <= before + 16
+    files.close()
+    assert _descriptors() == before
 
 
 def test_memory_is_flat_over_200_epochs(made):
