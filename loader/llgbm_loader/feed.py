@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 import weakref
 from collections import deque
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import SideStream
-from llgbm_loader.reader_threads import Assembly, FeedOptions, Work
+from llgbm_loader.reader_threads import Assembly, FeedOptions, ReaderThread, Work
 from llgbm_loader.ring import BufferPool
 from llgbm_shards.errors import UsageError
 
@@ -46,15 +46,16 @@ class Feed:
         self._held: list[weakref.ref[Any]] = []
         self._awaited: Assembly | None = None
         self._closed = False
+        self._pid = os.getpid()
         self.waited_s = 0.0
         self._work = Work(plan, options, pool, side)
-        threads = [
-            threading.Thread(target=self._work.run, name=f"llgbm-reader-{number}", daemon=True)
+        self._threads = [
+            ReaderThread(target=self._work.run, name=f"llgbm-reader-{number}", daemon=True)
             for number in range(options.readers)
         ]
         # Daemons, stopped by this finalizer: also when the interpreter exits amid an iteration.
-        self._stop = weakref.finalize(self, self._work.stop, threads)
-        for thread in threads:
+        self._stop = weakref.finalize(self, self._work.stop, self._threads)
+        for thread in self._threads:
             thread.start()
         for _ in range(options.ahead):
             self._submit()
@@ -64,15 +65,24 @@ class Feed:
 
         Raises:
             Exception: Whatever went wrong while it was read.
-            UsageError: The loader was closed.
+            UsageError: The loader was closed, or this is a forked process, which has no reader threads.
         """
         if self._closed:
             raise _closed()
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "the iterator is of another process, from which this one was forked",
+                do="Make a loader in the process that iterates it.",
+            )
         self._allow()
-        assembly = self._ahead.popleft()
-        self._awaited = assembly
+        try:
+            self._awaited = assembly = self._ahead.popleft()
+        except IndexError:  # close() came in between and took them all
+            raise _closed() from None
+        if self._closed:  # and may have looked for what is awaited before it was there
+            raise _closed()
         began = time.perf_counter()
-        assembly.done.wait()
+        assembly.done.get()
         self.waited_s = time.perf_counter() - began
         self._awaited = None
         if assembly.error is not None:
@@ -88,10 +98,11 @@ class Feed:
         """Stop the readers, and tell a consumer that waits in another thread."""
         self._closed = True
         self._ahead.clear()
-        self._stop()
-        if (awaited := self._awaited) is not None and not awaited.done.is_set():
+        self._work.stop(self._threads)
+        self._stop.detach()  # only now: where Ctrl-C came in between, it stops what is left
+        if (awaited := self._awaited) is not None:
             awaited.error = _closed()
-            awaited.done.set()
+            awaited.done.put(None)
 
     def _allow(self) -> None:
         self._held = [use for use in self._held if use() is not None]

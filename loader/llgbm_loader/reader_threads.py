@@ -40,7 +40,8 @@ class Assembly:
         nbytes: Bytes read.
         batch: The batch, once whole.
         event: After which it is whole on its device.
-        done: Set when ``batch`` or ``error`` is there.
+        done: Gets an item when ``batch`` or ``error`` is there. No Event: Ctrl-C amid its code in Python leaves its
+            lock held, and the reader that sets it waits forever.
     """
 
     numbers: NDArray[np.int64]
@@ -54,7 +55,7 @@ class Assembly:
     batch: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     event: Event | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,8 @@ class FeedOptions:
     Attributes:
         epoch: Number of the epoch, for the draws.
         verify: Check the digest of each member.
+        verified: (samples,) bool, shared by all iterations: samples found whole, which are not checked again; None
+            checks each time.
         readers: Reader threads.
         ahead: Batches read ahead.
         skip_damage: Damaged samples become invalid rows.
@@ -71,9 +74,14 @@ class FeedOptions:
 
     epoch: int
     verify: bool
+    verified: NDArray[np.bool_] | None
     readers: int
     ahead: int
     skip_damage: bool
+
+
+class ReaderThread(threading.Thread):
+    """A thread of some iteration, told from all others by its type."""
 
 
 class Work:
@@ -130,14 +138,18 @@ class Work:
             return
         row = host.row(index)
         host.fill(index, number)
+        verified = self.options.verified
+        verify = self.options.verify and (verified is None or not verified[number])
         try:
-            nbytes = reader.read(number, self.options.epoch, row, verify=self.options.verify)
+            nbytes = reader.read(number, self.options.epoch, row, verify=verify)
         except DamageError as error:
             if not self.options.skip_damage:
                 raise
             host.clear(index, row=row)
             assembly.damage[index] = error
             return
+        if verified is not None:
+            verified[number] = True
         with assembly.lock:
             assembly.nbytes += nbytes
 
@@ -148,7 +160,7 @@ class Work:
                 self._hand_over(assembly, host)
         except BaseException as error:  # noqa: BLE001 - as above
             assembly.error = error
-        assembly.done.set()
+        assembly.done.put(None)
 
     def _hand_over(self, assembly: Assembly, host: HostBatch) -> None:
         assembly.keys = host.keys
@@ -160,15 +172,16 @@ class Work:
             host.tensors, lambda copies: host.finish_on_device(copies, invalid)
         )
 
-    def stop(self, threads: list[threading.Thread]) -> None:
+    def stop(self, threads: list[ReaderThread]) -> None:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""
         self.stopped = True
         if self.ring:
             self.ring.close(len(threads))
         for _ in threads:
             self.tasks.put(None)
-        # The garbage collector may end an iteration within one of its own readers: it must not wait for itself.
-        if threading.current_thread() not in threads:
+        # The garbage collector may end an iteration within a reader, of it or another: that must not wait for itself,
+        # nor for readers that wait for a lock which it holds.
+        if not isinstance(threading.current_thread(), ReaderThread):
             for thread in threads:
                 # Ctrl-C may come between the starts. One that is not up yet finds `stopped` and ends by itself.
                 if thread.is_alive():

@@ -7,7 +7,6 @@ and autograd graph, and its death says that the memory is free.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 import weakref
@@ -29,34 +28,50 @@ class Stopped(Exception):  # noqa: N818 - not an error: how a waiting reader thr
     """The iteration that wanted a buffer has ended."""
 
 
+class Use(weakref.ref[Buffer]):
+    """One use of a buffer, dead once nobody holds a tensor on it.
+
+    It carries the buffer, so that a function in C can be its callback: Ctrl-C inside a callback in Python would be
+    swallowed, and the buffer lost.
+    """
+
+    __slots__ = ("buffer",)
+    buffer: Buffer
+
+
 class BufferPool:
-    """Memory of buffers of one size that no iteration is using; it outlives iterations.
+    """Memory of buffers of one size that iterations have left behind; it outlives them.
 
     Args:
         nbytes: Size of a buffer.
-        capacity: Most buffers kept unused.
+        capacity: Most buffers kept.
         pinned: Page-locked memory, for copies to an accelerator.
     """
 
     def __init__(self, nbytes: int, *, capacity: int, pinned: bool) -> None:
         self._nbytes = nbytes
         self._pinned = pinned
-        self._spare: deque[Buffer] = deque(maxlen=capacity)
+        self._left: deque[Use] = deque(maxlen=capacity)
 
     def get(self) -> Buffer:
         """A buffer, fresh only if there is none to use again."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return self._allocate()
+        for _ in range(len(self._left)):
+            try:
+                use = self._left.pop()
+            except IndexError:
+                break
+            if use() is None:
+                return use.buffer
+            self._left.appendleft(use)
+        return self._allocate()
 
-    def put(self, buffer: Buffer) -> None:
-        """Give a buffer back."""
-        self._spare.append(buffer)
+    def put(self, use: Use) -> None:
+        """Leave a buffer, which somebody may still hold; beyond the capacity, memory goes with its last holder."""
+        self._left.append(use)
 
-    def clear(self) -> None:
-        """Free the memory."""
-        self._spare.clear()
+    def close(self) -> None:
+        """Free the memory, now and whatever is left later."""
+        self._left = deque(maxlen=0)
 
     def _allocate(self) -> Buffer:
         memory = torch.empty(self._nbytes + _ALIGNMENT, dtype=torch.uint8, pin_memory=self._pinned)
@@ -84,14 +99,9 @@ class Ring:
         self._total = 0
         self._closed = False
         # SimpleQueue.put is reentrant: the garbage collector may give a buffer back at any moment. None wakes up.
-        self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
-        self._numbers = itertools.count()
-        self._uses: dict[int, weakref.ref[Any]] = {}
-
-    @property
-    def total(self) -> int:
-        """Buffers there are, used or free."""
-        return self._total
+        self._free: queue.SimpleQueue[Use | None] = queue.SimpleQueue()
+        # All buffers of the iteration, used or free. By id: the hash of a reference is that of what it refers to.
+        self._uses: dict[int, Use] = {}
 
     def take(self) -> Buffer:
         """A view on a buffer that nobody else uses; waits until there is one.
@@ -99,18 +109,17 @@ class Ring:
         Raises:
             Stopped: The ring was closed.
         """
-        buffer = self._free_now()
+        use = self._free_now()
         while not self._closed:
-            if buffer is None and self._may_grow():
-                buffer = self._pool.get()
-            if buffer is not None:
-                return self._use(buffer)
+            if use is not None:
+                del self._uses[id(use)]
+                return self._use(use.buffer)
+            if self._may_grow():
+                return self._use(self._pool.get())
             if self._reclaim is None or not self._reclaim():
-                buffer = self._free.get()
-            if buffer is None:
-                buffer = self._free_now()
-        if buffer is not None:
-            self._pool.put(buffer)
+                use = self._free.get()
+            if use is None:
+                use = self._free_now()
         self._free.put(None)  # the wake-up meant for another thread may have been taken here
         raise Stopped
 
@@ -120,47 +129,49 @@ class Ring:
             self._allowed = self._ahead + max(held, 1)
             surplus = self._total - self._allowed
         for _ in range(surplus):
-            if self._free_now() is None:
+            if (use := self._free_now()) is None:
                 break
+            del self._uses[id(use)]
             with self._lock:
                 self._total -= 1
         self._free.put(None)
 
     def close(self, waiting: int) -> None:
-        """End the iteration: wake up to ``waiting`` threads, hand unused memory to the pool."""
+        """End the iteration: wake up to ``waiting`` threads."""
         self._closed = True
         for _ in range(waiting):
             self._free.put(None)
 
     def drain(self) -> None:
-        """Hand unused memory to the pool, when no thread takes any more."""
-        while (buffer := self._free_now()) is not None:
-            self._pool.put(buffer)
+        """Leave the memory to the pool, when no thread takes any more; what is free last, so that it is kept."""
+        for use in sorted(self._uses.values(), key=lambda use: use() is None):
+            view = use()
+            self._pool.put(use if view is None else _watch(view, use.buffer))
+        self._uses.clear()
 
     def _use(self, buffer: Buffer) -> Buffer:
         view = buffer[:]
-        number = next(self._numbers)
-        self._uses[number] = weakref.ref(view, lambda _: self._give_back(number, buffer))
+        use = _watch(view, buffer, self._free.put)
+        self._uses[id(use)] = use
         return view
 
-    def _give_back(self, number: int, buffer: Buffer) -> None:
-        self._uses.pop(number, None)
-        if self._closed:
-            self._pool.put(buffer)
-        else:
-            self._free.put(buffer)
-
-    def _free_now(self) -> Buffer | None:
+    def _free_now(self) -> Use | None:
         while True:
             try:
-                buffer = self._free.get_nowait()
+                use = self._free.get_nowait()
             except queue.Empty:
                 return None
-            if buffer is not None:
-                return buffer
+            if use is not None:
+                return use
 
     def _may_grow(self) -> bool:
         with self._lock:
             grows = self._total < self._allowed
             self._total += grows
             return grows
+
+
+def _watch(view: Buffer, buffer: Buffer, callback: Callable[[Any], None] | None = None) -> Use:
+    use = Use(view, callback)
+    use.buffer = buffer
+    return use

@@ -46,8 +46,8 @@ class Place:
 class StreamState:
     """The one state that a loader and all pipelines composed of it share.
 
-    An iteration begins where the last whole epoch ended, or at the place that was loaded or set. Leaving it early
-    and iterating again begins there again.
+    An iteration begins where the last whole epoch ended, or at the place that was loaded or set. An epoch is whole
+    once its last batch is received. Leaving it before that and iterating again begins there again.
     """
 
     def __init__(self, identity: Identity) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llgbm_shards.errors import DamageError
@@ -19,8 +20,8 @@ class LoaderStats:
         batches: Batches delivered.
         samples: Valid rows delivered.
         padding_rows: Rows that filled up last batches.
-        invalid_rows: Rows of damaged samples that were let pass.
-        damage: What was wrong with them.
+        invalid_rows: Rows of damaged samples that were let pass; one more each time a sample comes.
+        damage: What was wrong with each damaged sample, once, as it was first met.
         bytes_read: Bytes read from shards.
         seconds: Time within iterations.
         waited_s: Time of it that the consumer waited for a batch.
@@ -60,17 +61,24 @@ class Counter:
     batches: int = 0
     samples: int = 0
     padding_rows: int = 0
-    damage: list[str] = field(default_factory=list)
+    invalid_rows: int = 0
+    #: By shard and key: a sample that comes again in a later epoch is no further damage.
+    damage: dict[tuple[str, str], str] = field(default_factory=dict)
     bytes_read: int = 0
     seconds: float = 0.0
     waited_s: float = 0.0
 
-    def add(self, *, rows: int, padding: int, damage: list[DamageError], nbytes: int) -> None:
-        """Count a batch of ``rows`` rows."""
+    def note(self, damage: Iterable[DamageError]) -> None:
+        """Note damaged samples that were met."""
+        for error in damage:
+            self.damage.setdefault((error.shard, error.key), str(error))
+
+    def add(self, *, rows: int, padding: int, invalid: int, nbytes: int) -> None:
+        """Count a delivered batch of ``rows`` rows."""
         self.batches += 1
-        self.samples += rows - padding - len(damage)
+        self.samples += rows - padding - invalid
         self.padding_rows += padding
-        self.damage += map(str, damage)
+        self.invalid_rows += invalid
         self.bytes_read += nbytes
 
     def snapshot(self) -> LoaderStats:
@@ -80,8 +88,8 @@ class Counter:
             batches=self.batches,
             samples=self.samples,
             padding_rows=self.padding_rows,
-            invalid_rows=len(self.damage),
-            damage=tuple(self.damage),
+            invalid_rows=self.invalid_rows,
+            damage=tuple(self.damage.values()),
             bytes_read=self.bytes_read,
             seconds=self.seconds,
             waited_s=self.waited_s,

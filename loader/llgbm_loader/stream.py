@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import webdataset
@@ -18,8 +18,8 @@ from llgbm_shards.layout import Layout
 class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdataset has no types
     """Batches of a shard set: the same number on every rank, each sample at most once an epoch.
 
-    Iterating gives what is left of the current epoch; a whole epoch moves on to the next. Stages can be composed
-    as with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
+    Iterating gives what is left of the current epoch; its last batch moves on to the next. Stages can be composed as
+    with any ``webdataset.DataPipeline``; all pipelines composed of a loader share its state.
 
     An iteration that is left early begins at the same place again, whether by ``break`` or by ``with_epoch(n)``: the
     same n batches each time. To go on instead, call ``loader.load_state_dict(loader.state_dict())`` in between.
@@ -51,10 +51,12 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         world_size: Number of ranks; None asks likewise.
         remainder: ``drop`` leaves out an incomplete last batch, ``pad`` fills it up with rows that are not valid.
         on_bad_sample: ``raise``, or ``skip``: a damaged sample becomes a row of zeros that is not valid.
-        max_bad_samples: Under ``skip``, raise after all beyond this many.
+        max_bad_samples: Under ``skip``, raise after all beyond this many damaged samples; each counts once, however
+            many epochs it comes in.
         readers: Reader threads.
         prefetch_batches: Batches read ahead; memory is that of these and one more.
-        verify: ``full``: the digest of all that is read; ``first-epoch``; ``off``.
+        verify: ``full``: the digest of all that is read; ``first-epoch``: of each sample when this loader reads it for
+            the first time, in whatever epoch that is; ``off``.
         expect_digest: Digest that the set must have; one for each of several sets.
 
     Raises:
@@ -156,3 +158,9 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
     def close(self) -> None:
         """End all iterations and free the buffers; tensors that were handed out stay as they are."""
         self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

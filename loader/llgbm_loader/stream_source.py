@@ -6,7 +6,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class StreamSource:
         self.state = StreamState(_identity(selection, read, stream))
         self._counter = Counter()
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
-        self._verified_epoch: int | None = None
+        # By sample, not by epoch: one that was left early, resumed, or shared among ranks has not read them all.
+        self._verified = np.zeros(len(selection), np.bool_) if read.verify == "first-epoch" else None
         self._closed = False
 
     def __len__(self) -> int:
@@ -76,12 +77,12 @@ class StreamSource:
         if self._closed:
             raise UsageError("the loader is closed", do="Make a new one.")
         if torch.utils.data.get_worker_info() is not None:
-            raise UsageError(
-                "a StreamingLoader inside a DataLoader worker would repeat every batch",
-                expected="num_workers=0",
-                do="Iterate it directly: it reads in threads of its own. Or use ShardDataset with a sampler.",
-            )
+            raise _elsewhere()
         return self._iterate()
+
+    def __reduce__(self) -> NoReturn:
+        """Threads, buffers and a position go to no other process, nor into a deep copy."""
+        raise _elsewhere()
 
     def _iterate(self) -> Iterator[Batch]:
         iteration, start = self.state.begin()
@@ -98,19 +99,30 @@ class StreamSource:
         )
         self._feeds.add(feed)
         try:
+            if self._closed:  # meanwhile, by another thread that did not see this feed
+                feed.close()
             clock = time.perf_counter()
+            if not len(slices):
+                self._finish(iteration, start.epoch, before)
             for index in range(len(slices)):
                 batch = self._receive(feed)
                 self.state.received(iteration, slices.position_after(index + 1))
                 clock = self._tick(clock)
+                # Now, not after the loop: a consumer that knows the number of batches never asks for one more.
+                if index + 1 == len(slices):
+                    self._finish(iteration, start.epoch, before)
                 # Popped: this frame must hold no tensor while the consumer works, or its buffer is never free.
                 yield batch.pop()
                 clock = self._tick(clock)
-            self.state.finished(iteration)
-            self._counter.epochs += 1
-            log_epoch(start.epoch, before, self._counter.snapshot())
         finally:
             feed.close()
+            # Not left to the set: it would do so in a callback in Python, where Ctrl-C is swallowed.
+            self._feeds.discard(feed)
+
+    def _finish(self, iteration: int, epoch: int, before: LoaderStats) -> None:
+        self.state.finished(iteration)
+        self._counter.epochs += 1
+        log_epoch(epoch, before, self._counter.snapshot())
 
     def _receive(self, feed: Feed) -> list[Batch]:
         """The next batch, counted, as the only item of a list."""
@@ -118,9 +130,11 @@ class StreamSource:
         padding = int((assembly.numbers == PADDING_ROW).sum())
         damage = [assembly.damage[row] for row in sorted(assembly.damage)]
         self._counter.waited_s += feed.waited_s
-        self._counter.add(rows=len(assembly.numbers), padding=padding, damage=damage, nbytes=assembly.nbytes)
-        if len(self._counter.damage) > self._stream.max_bad_samples:
-            raise _too_many(self._counter.damage, self._stream.max_bad_samples, damage[-1])
+        self._counter.note(damage)
+        if damage and len(self._counter.damage) > self._stream.max_bad_samples:
+            raise _too_many(len(self._counter.damage), self._stream.max_bad_samples, damage[-1])
+        rows = len(assembly.numbers)
+        self._counter.add(rows=rows, padding=padding, invalid=len(damage), nbytes=assembly.nbytes)
         return [{**assembly.batch, "keys": assembly.keys}]
 
     def _tick(self, clock: float) -> float:
@@ -139,12 +153,10 @@ class StreamSource:
         )
 
     def _feed_options(self, epoch: int) -> FeedOptions:
-        if self._verified_epoch is None:
-            self._verified_epoch = epoch
-        first = epoch == self._verified_epoch
         return FeedOptions(
             epoch=epoch,
-            verify=self._read.verify == "full" or (self._read.verify == "first-epoch" and first),
+            verify=self._read.verify != "off",
+            verified=self._verified,
             readers=self._stream.readers,
             ahead=self._stream.prefetch_batches,
             skip_damage=self._stream.on_bad_sample == "skip",
@@ -160,7 +172,9 @@ class StreamSource:
         for feed in list(self._feeds):
             feed.close()
         if self._pool is not None:
-            self._pool.clear()
+            self._pool.close()
+        while self._side is not None and self._side.reclaim():
+            pass
 
 
 def _refuse_no_batch(slices: Slices) -> None:
@@ -185,13 +199,21 @@ def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) ->
     )
 
 
-def _too_many(damage: list[str], limit: int, last: DamageError) -> DamageError:
+def _elsewhere() -> UsageError:
+    return UsageError(
+        "a StreamingLoader cannot be copied to another process; inside a DataLoader worker it would repeat every batch",
+        expected="num_workers=0",
+        do="Iterate it directly: it reads in threads of its own. Or use ShardDataset with a sampler.",
+    )
+
+
+def _too_many(count: int, limit: int, last: DamageError) -> DamageError:
     return DamageError(
-        "too many damaged samples",
+        f"{last.what}; too many damaged samples",
         shard=last.shard,
         key=last.key,
         member=last.member,
-        expected=f"at most {limit}",
-        got=f"{len(damage)}",
-        do="Run `llgbm-pack check`.",
+        expected=f"at most {limit} (max_bad_samples)",
+        got=f"{count}, this one the last",
+        do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
     )

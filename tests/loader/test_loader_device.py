@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llgbm_loader import StreamingLoader
-from llgbm_loader.device import AcceleratorOps, device_ops
+from llgbm_loader.device import AcceleratorOps, SideStream, device_ops
 from llgbm_shards.errors import UsageError
 from support.synthetic import small_layout, write_set
 
@@ -129,6 +129,37 @@ def test_the_fake_device_notices_a_buffer_used_too_early(made, fake, monkeypatch
     for event in events:
         event.synchronize()
     assert fake.broken > 0
+
+
+def test_an_iterator_that_a_reader_of_another_one_drops_does_not_block(made, fake, monkeypatch):
+    loader = StreamingLoader(made.path, batch_size=2, readers=1, prefetch_batches=2)
+    left, sent, got, old = [iter(loader)], [], [], []
+    holds, waits = threading.Event(), threading.Event()
+    send, copy = SideStream.send, fake.copy
+
+    def sends(side, host, finish):
+        if sent and threading.current_thread() in (old or threading.enumerate()):
+            assert holds.wait(30)
+            waits.set()
+        sent.append(host["valid"])
+        return send(side, host, finish)
+
+    def copies(tensor):
+        if old and left:  # a reader of the second iteration, which holds the side stream's lock
+            holds.set()
+            assert waits.wait(30)
+            left.clear()  # as the garbage collector may at any moment
+        return copy(tensor)
+
+    monkeypatch.setattr(SideStream, "send", sends)
+    monkeypatch.setattr(fake, "copy", copies)
+    next(left[0])
+    old += threading.enumerate()
+    consumer = threading.Thread(target=lambda: got.extend(loader), daemon=True)
+    consumer.start()
+    consumer.join(30)
+    assert not consumer.is_alive()
+    assert len(got) == 12
 
 
 @pytest.mark.parametrize("zero_std", ["nan", "zeros"])

@@ -96,6 +96,31 @@ def test_skip_has_a_limit(made):
         list(_loader(made, on_bad_sample="skip", max_bad_samples=SAMPLES - 1))
 
 
+def test_a_damaged_sample_counts_once_however_many_epochs_it_comes_in(made):
+    extent = _extents(made)["body"]
+    _flip(made, extent.shard, extent.offset)
+    loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
+    for _ in range(4):
+        list(loader)
+    stats = loader.stats()
+    assert (stats.epochs, stats.invalid_rows, len(stats.damage)) == (4, 4, 1)
+    assert stats.samples == 4 * (SAMPLES - 1)
+
+
+def test_a_batch_beyond_the_limit_is_not_delivered_and_the_error_names_its_cause(made):
+    for number in (3, 7, 8):
+        extent = _extents(made, number)["body"]
+        _flip(made, extent.shard, extent.offset)
+    loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
+    with pytest.raises(DamageError, match="not the member that the index names; too many") as caught:
+        list(loader)
+    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["body"])
+    assert "max_bad_samples" in str(caught.value)
+    assert "llgbm-pack repair" in str(caught.value)
+    stats = loader.stats()
+    assert (stats.batches, stats.samples, stats.invalid_rows, len(stats.damage)) == (1, 4, 1, 3)
+
+
 def test_a_truncated_shard(made):
     extent = _extents(made)["delta"]
     os.truncate(made.path / extent.shard, extent.offset + 10)
@@ -145,11 +170,27 @@ def test_verification_can_be_off_or_of_the_first_epoch(made):
     assert len(list(_loader(made, verify="off"))) == 2
 
 
-def test_a_fifo_in_a_shards_place_does_not_hang(made):
+@pytest.mark.parametrize(("ranks", "batches"), [(1, 2), (2, 5)], ids=["left early", "half of it"])
+def test_the_first_epoch_vouches_for_no_sample_that_was_not_read(made, ranks, batches):
+    options = {"batch_size": 1, "shuffle": True, "rank": 0, "world_size": ranks}
+    loader = _loader(made, verify="first-epoch", prefetch_batches=1, **options)
+    read = {batch["keys"][0] for _, batch in zip(range(batches), loader, strict=False)}
+    for number, sample in enumerate(made.samples):
+        if sample.key not in read:
+            extent = _extents(made, number)["body"]
+            _flip(made, extent.shard, extent.offset + extent.size - 1)
+    loader.set_epoch(1)
+    with pytest.raises(DamageError):
+        list(loader)
+
+
+def test_a_fifo_in_a_shards_place_does_not_hang_or_stay_open(made):
     (made.path / "train-000000.tar").unlink()
     os.mkfifo(made.path / "train-000000.tar")
+    loader, before = _loader(made), len(os.listdir("/proc/self/fd"))
     with pytest.raises(DamageError, match="not a regular file"):
-        list(_loader(made))
+        list(loader)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_unreadable_is_not_damage_and_is_never_skipped(made):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
+import queue
 import subprocess
 import sys
-import threading
 import time
+import weakref
 
 import pytest
 import torch
 
 from llgbm_loader import StreamingLoader
+from llgbm_loader.files import ShardFiles
 from llgbm_loader.reader_threads import Work
+from llgbm_loader.ring import BufferPool
 from llgbm_shards.errors import UsageError
+from support.leaks import child_env, descriptors, readers
 from support.synthetic import small_layout, write_set
 
 
@@ -25,40 +28,32 @@ def made(tmp_path):
     return write_set(tmp_path / "set", 24, shard_samples=4)
 
 
-def _readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("llgbm-reader")]
-
-
-def _descriptors():
-    return len(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture(autouse=True)
 def nothing_leaks():
     gc.collect()
-    before = _descriptors()
+    before = descriptors()
     yield
     gc.collect()
-    assert _readers() == []
-    assert _descriptors() <= before
+    assert readers() == []
+    assert descriptors() <= before
 
 
 def test_a_whole_epoch_ends_the_threads(made):
     loader = StreamingLoader(made.path, batch_size=4)
     for index, _ in enumerate(loader):
-        assert len(_readers()) == 4, index
-    assert _readers() == []
+        assert len(readers()) == 4, index
+    assert readers() == []
 
 
 def test_break_and_exception_end_the_threads(made):
     loader = StreamingLoader(made.path, batch_size=4)
     for _ in loader:
         break
-    assert _readers() == []
+    assert readers() == []
     with pytest.raises(ZeroDivisionError):
         _fail_in_the_loop(loader)
     gc.collect()
-    assert _readers() == []
+    assert readers() == []
 
 
 def _fail_in_the_loop(loader):
@@ -69,9 +64,9 @@ def _fail_in_the_loop(loader):
 def test_a_dropped_iterator_ends_the_threads(made):
     iterator = iter(StreamingLoader(made.path, batch_size=4))
     next(iterator)
-    assert _readers()
+    assert readers()
     del iterator
-    assert _readers() == []
+    assert readers() == []
 
 
 def test_close_ends_iterations_under_way(made):
@@ -81,12 +76,45 @@ def test_close_ends_iterations_under_way(made):
     kept = batch["tokens"].clone()
     loader.close()
     loader.close()
-    assert _readers() == []
+    assert readers() == []
     assert torch.equal(batch["tokens"].nan_to_num(), kept.nan_to_num())
     with pytest.raises(UsageError, match="closed"):
         list(iterator)
     with pytest.raises(UsageError, match="closed"):
         iter(loader).__next__()
+
+
+def test_a_with_statement_closes(made):
+    with StreamingLoader(made.path, batch_size=4) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        assert readers()
+    assert readers() == []
+    with pytest.raises(UsageError, match="closed"):
+        next(iterator)
+
+
+@pytest.mark.parametrize("held", [0, 2])
+def test_close_frees_the_buffers_and_those_that_come_back_later(made, monkeypatch, held):
+    allocate, buffers = BufferPool._allocate, []
+
+    def watched(pool):
+        buffer = allocate(pool)
+        buffers.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr(BufferPool, "_allocate", watched)
+    loader = StreamingLoader(made.path, batch_size=4)
+    kept = [batch for batch, _ in zip(loader, range(held), strict=False)]
+    if not held:
+        for batch in loader:
+            del batch
+        assert any(buffer() is not None for buffer in buffers)
+    loader.close()
+    assert sum(buffer() is not None for buffer in buffers) <= held + 1
+    kept.clear()
+    gc.collect()
+    assert not any(buffer() is not None for buffer in buffers)
 
 
 def test_errors_in_reader_threads_reach_the_consumer(made, monkeypatch):
@@ -120,8 +148,8 @@ def test_tensors_that_are_kept_do_not_change(made, options):
                 kept.append((hold, _copy(hold)))
             del batch
     assert len(kept) == 8
-    for hold, copy in kept:
-        assert _equal(hold, copy)
+    for hold, before in kept:
+        assert _equal(hold, before)
 
 
 def _copy(hold):
@@ -162,12 +190,29 @@ def test_buffers_are_used_again_and_no_more_than_ahead_and_one(made, prefetch):
     assert len(seen) <= prefetch + 1
 
 
-def test_reading_goes_on_while_the_consumer_works(made):
-    loader = StreamingLoader(made.path, batch_size=4, prefetch_batches=1)
-    for _ in loader:
-        time.sleep(0.05)
-    # The first batch has to be waited for, the five others were read meanwhile.
-    assert loader.stats().waited_s < 0.1
+def test_reading_goes_on_while_the_consumer_works(made, monkeypatch):
+    complete, whole = Work._complete, queue.SimpleQueue()
+
+    def completed(self, assembly):
+        complete(self, assembly)
+        whole.put(len(assembly.keys))
+
+    monkeypatch.setattr(Work, "_complete", completed)
+    iterator = iter(StreamingLoader(made.path, batch_size=4, prefetch_batches=2))
+    next(iterator)
+    # The one that was asked for, and two ahead that nobody has asked for yet.
+    assert [whole.get(timeout=30) for _ in range(3)] == [4, 4, 4]
+
+
+def test_few_descriptors_are_open_however_many_shards_there_are(tmp_path):
+    made = write_set(tmp_path / "set", 24, shard_samples=1)
+    shards = [str(made.path / sample.shard) for sample in made.samples]
+    files, before, byte = ShardFiles(shards), descriptors(), bytearray(1)
+    for number in [*range(24), *range(24)]:
+        assert files.read(number, [byte], 0) == 0
+        assert descriptors() <= before + 16
+    files.close()
+    assert descriptors() == before
 
 
 def test_memory_is_flat_over_200_epochs(made):
@@ -199,86 +244,9 @@ for _ in range(3):
 print((peak() - before) / (3 * batch["tokens"].nbytes))
 """
     out = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=_env()
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=child_env()
     )
     assert float(out.stdout) < 1.2
-
-
-def _env():
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
-def test_an_interpreter_that_exits_amid_an_iteration_does_not_hang(made):
-    script = f"""
-from llgbm_loader import StreamingLoader
-iterator = iter(StreamingLoader({str(made.path)!r}, batch_size=2, prefetch_batches=8))
-held = [next(iterator)["tokens"] for _ in range(2)]
-"""
-    done = subprocess.run(  # noqa: PLW1510
-        [sys.executable, "-c", script], timeout=60, capture_output=True, text=True, env=_env()
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_ctrl_c_ends_the_program(made):
-    script = f"""
-import sys, time
-from llgbm_loader import StreamingLoader
-loader = StreamingLoader({str(made.path)!r}, batch_size=2)
-print("ready", flush=True)
-while True:
-    for batch in loader: pass
-"""
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_env()
-    )
-    assert child.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
-    assert child.returncode in (-signal.SIGINT, 130)
-    assert err.rstrip().endswith("KeyboardInterrupt")
-
-
-@pytest.mark.parametrize("started", [False, True], ids=["before a start", "after a start"])
-def test_ctrl_c_amid_the_starts_of_the_readers(made, monkeypatch, started):
-    start, names = threading.Thread.start, []
-
-    def interrupted(thread):
-        if not thread.name.startswith("llgbm-reader"):
-            return start(thread)
-        names.append(thread.name)
-        if len(names) < 2 or started:
-            start(thread)
-        if len(names) == 2:
-            raise KeyboardInterrupt
-        return None
-
-    loader = StreamingLoader(made.path, batch_size=2, readers=3)
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(iter(loader))
-    gc.collect()
-    loader.close()
-    monkeypatch.undo()
-    deadline = time.monotonic() + 5
-    while _readers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _readers()
-    assert len(list(StreamingLoader(made.path, batch_size=2))) == 12
-
-
-def _readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("llgbm-reader")]
-
-
-def test_inside_a_dataloader_worker_it_raises(made):
-    loader = StreamingLoader(made.path, batch_size=4)
-    batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0)
-    assert len(list(batches)) == 6
-    workers = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=1)
-    with pytest.raises(UsageError, match="DataLoader worker"):
-        list(workers)
 
 
 def test_stats_and_one_log_line_an_epoch(made, caplog):
@@ -295,30 +263,3 @@ def test_stats_and_one_log_line_an_epoch(made, caplog):
     assert stats.samples_per_s == pytest.approx(48 / stats.seconds)
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(",")[0] for line in lines] == ["epoch 0: 24 samples", "epoch 1: 24 samples"]
-
-
-def test_close_frees_a_consumer_that_waits_in_another_thread(made, monkeypatch):
-    held = threading.Event()
-    plain = Work._read_row
-
-    def slow(self, assembly, index, reader):
-        held.set()
-        time.sleep(0.3)
-        plain(self, assembly, index, reader)
-
-    monkeypatch.setattr(Work, "_read_row", slow)
-    loader, caught = StreamingLoader(made.path, batch_size=24, readers=1), []
-
-    def consume():
-        try:
-            list(loader)
-        except UsageError as error:
-            caught.append(str(error))
-
-    consumer = threading.Thread(target=consume)
-    consumer.start()
-    assert held.wait(10)
-    loader.close()
-    consumer.join(10)
-    assert not consumer.is_alive()
-    assert "closed" in caught[0]

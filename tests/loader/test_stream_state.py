@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -45,7 +46,8 @@ def _take(loader, count):
 )
 def test_resume_on_another_world_and_batch_size(made, world, batch, steps, world2, batch2, shuffle):
     options = {**FAST, "shuffle": shuffle, "remainder": "pad", "seed": 3}
-    whole = _keys(StreamingLoader(made.path, batch_size=1, rank=0, world_size=1, **options))
+    one = StreamingLoader(made.path, batch_size=1, rank=0, world_size=1, **options)
+    whole, following = _keys(one), _keys(one)
     first = [
         StreamingLoader(made.path, batch_size=batch, rank=r, world_size=world, **options)
         for r in range(world)
@@ -65,7 +67,8 @@ def test_resume_on_another_world_and_batch_size(made, world, batch, steps, world
     assert len({len(part) for part in rest}) == 1
     seen = [key for step in range(steps) for part in taken for key in part[step]["keys"] if key]
     later = [key for step in range(len(rest[0])) for part in rest for key in part[step]["keys"] if key]
-    assert seen + later == whole
+    # Who has all of an epoch goes on with the next.
+    assert seen + later == (whole + following if steps == len(first[0]) else whole)
 
 
 def test_the_state_counts_what_was_received_not_what_was_read_ahead(made):
@@ -93,6 +96,30 @@ def test_a_whole_epoch_moves_on_and_resumed_batches_are_equal(made):
         assert torch.equal(got["condition_ids"], want["condition_ids"])
         assert torch.equal(got["tokens"].nan_to_num(), want["tokens"].nan_to_num())
     assert resumed.state_dict()["epoch"] == 2
+
+
+def test_the_last_batch_ends_the_epoch_though_nobody_asks_for_more(made, caplog):
+    wanted = StreamingLoader(made.path, batch_size=4, **FAST)
+    epochs = [_keys(wanted), _keys(wanted), _keys(wanted)]
+    loader = StreamingLoader(made.path, batch_size=4, **FAST)
+    with caplog.at_level("INFO", "llgbm_loader"):
+        iterator = iter(loader)
+        got = _keys(next(iterator) for _ in range(len(loader)))
+        assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 0)
+        loader.set_epoch(1)
+        assert next(iterator, None) is None
+        assert (loader.stats().epochs, len(caplog.records)) == (1, 1)
+    assert got == epochs[0]
+    assert _keys(itertools.islice(loader, len(loader))) == epochs[1]
+    assert _keys(batch for _, batch in zip(range(len(loader)), loader, strict=False)) == epochs[2]
+    assert loader.stats().epochs == 3
+
+
+def test_a_place_with_no_whole_batch_behind_it_gives_none_and_moves_on(made):
+    loader = StreamingLoader(made.path, batch_size=4, **FAST)
+    loader.load_state_dict({**loader.state_dict(), "position": 28})
+    assert list(loader) == []
+    assert loader.state_dict()["epoch"] == 1
 
 
 def test_set_epoch_chooses_and_leaving_early_begins_again(made):
