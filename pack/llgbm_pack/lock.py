@@ -7,14 +7,14 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from llgbm_pack.own_files import open_own, refuse_link
 from llgbm_shards.canonical import load_json
-from llgbm_shards.errors import HeaderError, LockedError, StorageError
+from llgbm_shards.errors import HeaderError, LockedError
 from llgbm_shards.storage import storage_errors
 
 LOCK_NAME: Final = "lock"
@@ -34,9 +34,10 @@ def builder_lock(directory: Path) -> Iterator[None]:
 
     Raises:
         LockedError: Another process holds it; says host, pid and since when.
+        StorageError: The directory is a link, or something else stands in the place of a lock.
     """
-    _refuse_link(directory)
     with storage_errors(directory):
+        refuse_link(directory)
         fd = _open_current(directory / LOCK_NAME)
     try:
         with storage_errors(directory / LOCK_NAME):
@@ -58,10 +59,10 @@ def refuse_locked(directory: Path) -> None:
     Raises:
         LockedError: Another process holds the lock.
     """
-    _refuse_link(directory)
     with storage_errors(directory / LOCK_NAME):
+        refuse_link(directory)
         try:
-            fd = _open(directory / LOCK_NAME, os.O_RDONLY)
+            fd = open_own(directory / LOCK_NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
@@ -75,7 +76,9 @@ def refuse_locked(directory: Path) -> None:
 def take_worker_lock(directory: Path) -> None:
     """Taken by each worker process before it writes anything; only its end gives it back."""
     with storage_errors(directory / WORKERS_NAME):
-        fcntl.flock(_open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+        refuse_link(directory)
+        fd = open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def remove_lock(directory: Path) -> None:
@@ -87,29 +90,12 @@ def remove_lock(directory: Path) -> None:
             directory.rmdir()
 
 
-def _refuse_link(directory: Path) -> None:
-    if directory.is_symlink():
-        what = "a link stands in the place of the directory that a build keeps its own files in"
-        raise StorageError(what, where=str(directory), do="Remove the link.")
-
-
-def _open(path: Path, flags: int) -> int:
-    """Open a lock's file: never a link, for what it leads to would be emptied, and no FIFO, which would hang."""
-    if path.is_symlink():
-        raise StorageError("a link stands in the place of a lock", where=str(path), do="Remove the link.")
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StorageError("not a regular file", where=str(path), do="Remove it.")
-    return fd
-
-
 def _open_current(path: Path) -> int:
     """Open the lock file; retried when a finishing builder removed it in between."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fd = _open(path, os.O_RDWR | os.O_CREAT)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue
         if _is_current(fd, path):
@@ -120,7 +106,7 @@ def _open_current(path: Path) -> int:
 def _is_current(fd: int, path: Path) -> bool:
     """Whether the open file is still the one of that name."""
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
 
@@ -151,7 +137,7 @@ def _acquire(fd: int, directory: Path) -> None:
 def _holder(fd: int) -> dict[str, Any]:
     try:
         holder = load_json(os.pread(fd, _MAX_NAME_BYTES, 0), where=LOCK_NAME, max_bytes=_MAX_NAME_BYTES)
-    except HeaderError:  # nobody has written a name yet, or a death cut it short
+    except HeaderError:
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -173,7 +159,7 @@ def _wait_for_workers(directory: Path) -> None:
 
 
 def _flock_alone(directory: Path) -> None:
-    fd = _open(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
+    fd = open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
     try:
         while True:

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from llgbm_pack.lock import LOCK_NAME, builder_lock, refuse_locked, take_worker_lock
+from llgbm_pack.lock import LOCK_NAME, WORKERS_NAME, builder_lock, refuse_locked, take_worker_lock
 from llgbm_shards.errors import LockedError, StorageError
 from support.commands import wait_until
 
@@ -86,13 +86,66 @@ def test_any_end_but_death_takes_the_name_out(tmp_path, fault):
     assert (directory / LOCK_NAME).read_bytes() == b""
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0" * 50, b"[1]", b'{"pid": '])
+@pytest.mark.parametrize("junk", [b"", b"\0" * 50, b"[1]", b'{"pid": ', b"[" * 4096])
 def test_an_unreadable_name_does_not_matter(tmp_path, junk):
     directory = tmp_path / "out" / ".pack"
     directory.mkdir(parents=True)
     (directory / LOCK_NAME).write_bytes(junk)
     with builder_lock(directory):
         assert text_of(directory)["pid"] == os.getpid()
+
+
+def _linked(path, victim):
+    path.symlink_to(victim)
+
+
+def _dangling(path, victim):
+    path.symlink_to(victim.with_name("absent"))
+
+
+def _hard_linked(path, victim):
+    path.hardlink_to(victim)
+
+
+def _fifo(path, victim):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("lock", "name"),
+    [
+        (lambda directory: builder_lock(directory).__enter__(), LOCK_NAME),
+        (lambda directory: builder_lock(directory).__enter__(), WORKERS_NAME),
+        (refuse_locked, LOCK_NAME),
+        (take_worker_lock, WORKERS_NAME),
+    ],
+    ids=["builder's", "workers', waited for", "looked at", "workers'"],
+)
+@pytest.mark.parametrize("put", [_linked, _dangling, _hard_linked, _fifo])
+@pytest.mark.timeout(10)
+def test_what_is_not_the_locks_own_file_is_neither_followed_nor_written(tmp_path, lock, name, put):
+    directory = tmp_path / "out" / ".pack"
+    directory.mkdir(parents=True)
+    (tmp_path / "victim").write_text("precious")
+    put(directory / name, tmp_path / "victim")
+    with pytest.raises(StorageError, match=rf"{name}: not this program's own file: expected a regular file"):
+        lock(directory)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    "lock", [lambda directory: builder_lock(directory).__enter__(), refuse_locked, take_worker_lock]
+)
+@pytest.mark.parametrize("target", ["foreign", "absent"])
+def test_a_pack_directory_that_is_a_link_is_refused(tmp_path, lock, target):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "out" / ".pack").symlink_to(tmp_path / target)
+    with pytest.raises(StorageError, match=r"\.pack: not a directory of the output: got a symbolic link"):
+        lock(tmp_path / "out" / ".pack")
+    assert not list((tmp_path / "foreign").iterdir())
+    assert not (tmp_path / "absent").exists()
 
 
 def _work(directory, ready):
@@ -151,44 +204,3 @@ def test_twenty_races_one_wins(tmp_path):
         for racer in racers:
             racer.join(30)
         assert sorted([wins.get(), wins.get()]) == ["alone", "refused"], number
-
-
-@pytest.mark.parametrize("name", ["lock", "workers"])
-@pytest.mark.parametrize("target", ["file", "nothing"])
-def test_a_link_is_not_written_through(tmp_path, name, target):
-    """What it leads to was emptied once."""
-    (tmp_path / ".pack").mkdir()
-    (tmp_path / ".pack" / name).symlink_to(tmp_path / "victim")
-    if target == "file":
-        (tmp_path / "victim").write_text("precious")
-    with (
-        pytest.raises(StorageError, match="a link stands in the place of a lock"),
-        builder_lock(tmp_path / ".pack"),
-    ):
-        pass
-    assert (tmp_path / "victim").exists() == (target == "file")
-    assert target == "nothing" or (tmp_path / "victim").read_text() == "precious"
-
-
-def test_a_link_for_the_directory_is_refused(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / ".pack").symlink_to(tmp_path / "elsewhere")
-    for look in (refuse_locked, lambda directory: builder_lock(directory).__enter__()):
-        with pytest.raises(StorageError, match="a link stands in the place of the directory"):
-            look(tmp_path / ".pack")
-    assert not list((tmp_path / "elsewhere").iterdir())
-
-
-@pytest.mark.parametrize("name", ["lock", "workers"])
-def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
-    (tmp_path / ".pack").mkdir()
-    os.mkfifo(tmp_path / ".pack" / name)
-    with pytest.raises(StorageError, match="not a regular file"), builder_lock(tmp_path / ".pack"):
-        pass
-
-
-def test_a_hostile_name_of_a_holder_does_not_matter(tmp_path):
-    (tmp_path / ".pack").mkdir()
-    (tmp_path / ".pack" / "lock").write_text("[" * 4096)
-    with builder_lock(tmp_path / ".pack"):
-        assert "pid" in (tmp_path / ".pack" / "lock").read_text()
