@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_pack.conditions import save_tokenizer
+from llgbm_pack.own_files import refuse_link
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.plan import Plan
 from llgbm_pack.shard_record import PACK_DIRECTORY
@@ -30,6 +31,7 @@ def begin(plan: Plan) -> None:
     """
     out = plan.context.out
     with storage_errors(out):
+        refuse_link(out / TOKENIZER_DIRECTORY)
         for directory in (out, out / PACK_DIRECTORY):
             remove_temporary(directory)
     tokenizer = _tokenizer_files(plan.options.text_tokenizer)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llgbm_pack.begin import PLAN_NAME
 from llgbm_pack.lock import builder_lock, remove_lock
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.repair_files import (
     restore_index,
     restore_record,
     restore_skipped,
-    restore_tokenizer,
+    restore_tokenizer_file,
+    saved_tokenizer,
     skipped_checkpoints,
 )
 from llgbm_pack.repair_options import RepairOptions
@@ -35,7 +38,6 @@ from llgbm_shards.record import RECORD_NAME, CommitRecord
 from llgbm_shards.shardset import ShardSet, read_record
 from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
 
-_PLAN_NAME = "plan.json"
 Say = Callable[[str], None]
 
 
@@ -93,16 +95,12 @@ def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport
     start = time.monotonic()
     require_set_directory(options.out)
     refuse_no_set(options.out)
-    if (options.out / PACK_DIRECTORY / _PLAN_NAME).exists():
+    if (options.out / PACK_DIRECTORY / PLAN_NAME).exists():
         raise UsageError(
             "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."
         )
     with builder_lock(options.out / PACK_DIRECTORY):
         try:
-            with storage_errors(options.out):
-                for directory in (options.out, options.out / TOKENIZER_DIRECTORY):
-                    if directory.is_dir() and (directory == options.out or not directory.is_symlink()):
-                        remove_temporary(directory)
             run = _Repair(options, say)
             run.run()
         finally:
@@ -134,6 +132,7 @@ class _Repair:
         if record is None:
             return
         self.digest = record.digest
+        self._remove_unfinished()
         self._say(f"checking {len(record.shards)} shards")
         report = check(self._options.out, level="full")
         damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
@@ -149,10 +148,17 @@ class _Repair:
             self._skipped(record, restorer)
         self._leftovers(report, record)
 
+    def _remove_unfinished(self) -> None:
+        tokenizer = self._options.out / TOKENIZER_DIRECTORY
+        with storage_errors(self._options.out):
+            remove_temporary(self._options.out)
+            if tokenizer.is_dir() and not tokenizer.is_symlink():
+                remove_temporary(tokenizer)
+
     def _record(self) -> CommitRecord | None:
         try:
             record = read_record(self._options.out)
-        except DamageError:
+        except (DamageError, StorageError):
             found: list[CommitRecord] = []
             self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
             return found[0] if found else None
@@ -166,12 +172,16 @@ class _Repair:
         return record
 
     def _tokenizer(self, record: CommitRecord, damaged: set[str]) -> None:
-        entries = [
-            entry for entry in record.files if entry.name in damaged and entry.name.startswith("tokenizer/")
-        ]
-        if entries:
-            names = ", ".join(entry.name for entry in entries)
-            self._attempt(names, lambda: restore_tokenizer(self._options, entries))
+        for entry in record.files:
+            if entry.name in damaged and entry.name.startswith(f"{TOKENIZER_DIRECTORY}/"):
+                self._attempt(
+                    entry.name,
+                    lambda entry=entry: restore_tokenizer_file(self._options, entry, self._saved_tokenizer),  # type: ignore[misc]
+                )
+
+    @functools.cached_property
+    def _saved_tokenizer(self) -> dict[str, bytes]:
+        return saved_tokenizer(self._options)
 
     def _restorer(self, record: CommitRecord, index_sound: bool) -> ShardRestorer:
         if not index_sound:

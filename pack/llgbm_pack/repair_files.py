@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from llgbm_pack.commit import SKIPPED_NAME, skipped_json, tokenizer_files
 from llgbm_pack.conditions import save_tokenizer
+from llgbm_pack.own_files import refuse_link
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.repair_options import RepairOptions
 from llgbm_pack.repair_shards import ShardRestorer
@@ -38,7 +39,7 @@ from llgbm_shards.record import (
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import row_extents
-from llgbm_shards.storage import open_regular, read_file, read_range, write_file
+from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
@@ -119,36 +120,44 @@ def _shards(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> list[Sh
     return entries
 
 
-def restore_tokenizer(options: RepairOptions, entries: Sequence[FileEntry]) -> None:
-    """Put damaged files of the text tokenizer back.
+def restore_tokenizer_file(options: RepairOptions, entry: FileEntry, saved: Mapping[str, bytes]) -> None:
+    """Put a damaged file of the text tokenizer back.
+
+    Args:
+        options: Where the set is.
+        entry: The file, as the record lists it.
+        saved: What the tokenizer that was given saves; empty when none was.
 
     Raises:
         RepairError: No tokenizer was given, or it is another one.
-        StorageError: They cannot be written.
+        StorageError: It cannot be written, or would be written through a link, to anywhere.
     """
-    names = ", ".join(entry.name for entry in entries)
+    for parent in PurePosixPath(entry.name).parents[:-1]:
+        refuse_link(options.out / parent)
     if options.text_tokenizer is None:
-        raise RepairError("the text tokenizer's files are damaged", where=names, expected="--text-tokenizer")
+        raise RepairError(
+            "a file of the text tokenizer is damaged", where=entry.name, expected="--text-tokenizer"
+        )
+    data = saved.get(entry.name, b"")
+    if (len(data), blake3_hex(data)) != (entry.size, entry.digest):
+        raise RepairError(
+            "another text tokenizer than the set's", where=entry.name, got=options.text_tokenizer
+        )
+    with storage_errors(options.out / entry.name):
+        (options.out / entry.name).parent.mkdir(parents=True, exist_ok=True)
+    write_file(options.out / entry.name, data)
+
+
+def saved_tokenizer(options: RepairOptions) -> dict[str, bytes]:
+    """Name in the set -> bytes of each file that the given text tokenizer saves; none when none was given."""
+    if options.text_tokenizer is None:
+        return {}
     with tempfile.TemporaryDirectory() as directory:
-        save_tokenizer(options.text_tokenizer, Path(directory) / TOKENIZER_DIRECTORY)
-        saved = {entry.name: entry for entry in tokenizer_files(Path(directory))}
-        for entry in entries:
-            _refuse_links(options.out, entry.name)
-            if saved.get(entry.name) != entry:
-                raise RepairError(
-                    "another text tokenizer than the set's", where=entry.name, got=options.text_tokenizer
-                )
-            (options.out / entry.name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(options.out / entry.name, read_file(Path(directory) / entry.name))
-
-
-def _refuse_links(out: Path, name: str) -> None:
-    """Refuse to write through a link: what it leads to is not the set's."""
-    for parent in PurePosixPath(name).parents:
-        if parent.name and (out / parent).is_symlink():
-            raise RepairError(
-                f"{parent} is a link: it would be written through", where=name, do="Remove the link."
-            )
+        files = save_tokenizer(options.text_tokenizer, Path(directory))
+        return {
+            f"{TOKENIZER_DIRECTORY}/{path.relative_to(directory).as_posix()}": path.read_bytes()
+            for path in files
+        }
 
 
 def restore_index(out: Path, record: CommitRecord) -> None:

@@ -114,6 +114,18 @@ def test_being_packed_by_another_process(zoo):
     assert [path.name for path in out.iterdir()] == [".pack"]
 
 
+def test_a_tokenizer_directory_that_is_a_link_is_not_written_through(zoo, demo_zoo):
+    out, victim = zoo.parent / "out", zoo.parent / "victim"
+    (out / ".pack").mkdir(parents=True)
+    victim.mkdir()
+    (victim / "tokenizer.json").write_text("precious")
+    (out / "tokenizer").symlink_to(victim)
+    done = pack(zoo, "--text-tokenizer", demo_zoo.tokenizer)
+    assert done.code == 3
+    assert "tokenizer: not a directory of the output: got a symbolic link" in done.err
+    assert tree(victim) == {"tokenizer.json": b"precious"}
+
+
 def test_a_tie(tmp_path):
     for number in range(4):
         write_adapter(tmp_path / f"zoo/{number}", number, dtype="bfloat16" if number % 2 else "float32")
