@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
 
-.PHONY: run test faults lint bench clean
+.PHONY: run test faults stress lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ lint: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# 200,000 batches for consumers that keep some, on a machine kept busy, under a watchdog.
+stress: $(VENV)/.installed-dev
+	PYTHONPATH=shards:loader:pack:tests $(BIN)/python -m stress
 
 # Kills, failing calls, full disks, rivals: every one of them, and a table of the outcomes.
 faults: $(VENV)/.installed-dev

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import SideStream
 from llgbm_loader.reader_threads import Assembly, FeedOptions, ReaderThread, Work
-from llgbm_loader.ring import BufferPool
+from llgbm_loader.ring import BufferPool, Held
 from llgbm_shards.errors import UsageError
 
 
@@ -43,7 +42,7 @@ class Feed:
         self._batches, self._rows, self._side = batches, rows, side
         self._submitted = 0
         self._ahead: deque[Assembly] = deque()
-        self._held: list[weakref.ref[Any]] = []
+        self._held = Held()
         self._awaited: Assembly | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -89,8 +88,9 @@ class Feed:
             raise assembly.error
         if self._side is not None and assembly.event is not None:
             self._side.receive(assembly.batch, assembly.event)
-        elif assembly.use is not None:
-            self._held.append(assembly.use)
+        elif assembly.use is not None and (buffer := assembly.use()) is not None:
+            self._held.add(buffer)
+            del buffer
         self._submit()
         return assembly
 
@@ -105,9 +105,8 @@ class Feed:
             awaited.done.put(None)
 
     def _allow(self) -> None:
-        self._held = [use for use in self._held if use() is not None]
         if self._work.ring:
-            self._work.ring.allow(len(self._held))
+            self._work.ring.allow(self._held.count())
 
     def _submit(self) -> None:
         if self._submitted < self._batches:

@@ -176,7 +176,7 @@ class Work:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""
         self.stopped = True
         if self.ring:
-            self.ring.close(len(threads))
+            self.ring.close()
         for _ in threads:
             self.tasks.put(None)
         # The garbage collector may end an iteration within a reader, of it or another: that must not wait for itself,

@@ -7,8 +7,8 @@ and autograd graph, and its death says that the memory is free.
 
 from __future__ import annotations
 
+import contextlib
 import queue
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -81,7 +81,24 @@ class BufferPool:
 
 
 class Ring:
-    """The buffers of one iteration. Any thread may take one; letting go of its tensors gives it back.
+    """The buffers of one iteration. Any reader may take one; letting go of its tensors gives it back.
+
+    Why no reader waits for ever. All there is to wait for is one queue of permits, and each item is worth one buffer:
+    a ``Use`` whose memory is free, or None for memory that is not allocated yet. There is no other wake-up, so none
+    can be lost:
+
+    1. ``take`` gets one permit and makes one buffer of it. A permit is never dropped on the way, and a buffer becomes
+       a permit again when it dies: permits and buffers together stay ``granted``, which only the consumer changes.
+    2. ``allow`` leaves ``granted >= ahead + held``. The consumer waits for one of at most ``ahead`` batches in the
+       making and holds ``held`` buffers, so there is a buffer or a permit for each batch in the making.
+       A surplus is withdrawn only as permits that lie in the queue.
+    3. With a device, a buffer may be in a copy, and the copy's end makes no permit by itself: so a reader that finds no
+       permit reclaims what was sent, until nothing is being copied. What is sent after that are batches of which the
+       reader's own is none: by 2 there are permits, or buffers about to become permits, enough without them.
+    4. The garbage collector's callbacks are ``SimpleQueue.put`` itself, which takes no lock of ours and may come amid
+       any line: the worst it does is to add a permit that the line has not seen yet, and the next ``get`` sees it.
+    5. ``close`` marks the ring and adds an item. From then on whoever gets an item puts it back, so one is enough to
+       end all readers, those that wait and those that come later.
 
     Args:
         pool: Where memory comes from and goes to.
@@ -94,14 +111,12 @@ class Ring:
         self._pool = pool
         self._ahead = ahead
         self._reclaim = reclaim
-        self._lock = threading.Lock()
-        self._allowed = ahead + 1
-        self._total = 0
         self._closed = False
-        # SimpleQueue.put is reentrant: the garbage collector may give a buffer back at any moment. None wakes up.
-        self._free: queue.SimpleQueue[Use | None] = queue.SimpleQueue()
+        self._permits: queue.SimpleQueue[Use | None] = queue.SimpleQueue()
         # All buffers of the iteration, used or free. By id: the hash of a reference is that of what it refers to.
         self._uses: dict[int, Use] = {}
+        self._granted = 0
+        self.allow(0)
 
     def take(self) -> Buffer:
         """A view on a buffer that nobody else uses; waits until there is one.
@@ -109,66 +124,84 @@ class Ring:
         Raises:
             Stopped: The ring was closed.
         """
-        use = self._free_now()
-        while not self._closed:
-            if use is not None:
-                del self._uses[id(use)]
-                return self._use(use.buffer)
-            if self._may_grow():
-                return self._use(self._pool.get())
-            if self._reclaim is None or not self._reclaim():
-                use = self._free.get()
-            if use is None:
-                use = self._free_now()
-        self._free.put(None)  # the wake-up meant for another thread may have been taken here
-        raise Stopped
+        permit = self._permit()
+        if self._closed:
+            self._permits.put(permit)
+            raise Stopped
+        if permit is None:
+            return self._use(self._pool.get())
+        del self._uses[id(permit)]
+        return self._use(permit.buffer)
 
     def allow(self, held: int) -> None:
-        """Set how many batches the consumer holds: it may keep as many as it likes, and is given fresh memory then."""
-        with self._lock:
-            self._allowed = self._ahead + max(held, 1)
-            surplus = self._total - self._allowed
-        for _ in range(surplus):
-            if (use := self._free_now()) is None:
-                break
-            del self._uses[id(use)]
-            with self._lock:
-                self._total -= 1
-        self._free.put(None)
+        """Set how many buffers the consumer holds, in its own thread; it may keep many, and is given fresh memory."""
+        target = self._ahead + max(held, 1)
+        for _ in range(self._granted, target):
+            self._permits.put(None)
+        self._granted = max(self._granted, target)
+        while self._granted > target and self._withdraw():
+            self._granted -= 1
 
-    def close(self, waiting: int) -> None:
-        """End the iteration: wake up to ``waiting`` threads."""
+    def close(self) -> None:
+        """End the iteration: every reader that takes is stopped."""
         self._closed = True
-        for _ in range(waiting):
-            self._free.put(None)
+        self._permits.put(None)
 
     def drain(self) -> None:
         """Leave the memory to the pool, when no thread takes any more; what is free last, so that it is kept."""
-        for use in sorted(self._uses.values(), key=lambda use: use() is None):
+        left = []
+        with contextlib.suppress(KeyError):
+            while True:  # one by one: should another thread close too, each goes to the pool once
+                left.append(self._uses.popitem()[1])
+        for use in sorted(left, key=lambda use: use() is None):
             view = use()
             self._pool.put(use if view is None else _watch(view, use.buffer))
-        self._uses.clear()
+
+    def _permit(self) -> Use | None:
+        while self._reclaim is not None:
+            with contextlib.suppress(queue.Empty):
+                return self._permits.get_nowait()
+            if not self._reclaim():
+                break
+        return self._permits.get()
+
+    def _withdraw(self) -> bool:
+        """Take a permit away for good, with its memory; says whether there was one to take."""
+        try:
+            permit = self._permits.get_nowait()
+        except queue.Empty:
+            return False
+        if self._closed:
+            self._permits.put(permit)
+            return False
+        if permit is not None:
+            self._uses.pop(id(permit), None)  # another thread may close and drain just now
+        return True
 
     def _use(self, buffer: Buffer) -> Buffer:
         view = buffer[:]
-        use = _watch(view, buffer, self._free.put)
+        use = _watch(view, buffer, self._permits.put)
         self._uses[id(use)] = use
         return view
 
-    def _free_now(self) -> Use | None:
-        while True:
-            try:
-                use = self._free.get_nowait()
-            except queue.Empty:
-                return None
-            if use is not None:
-                return use
 
-    def _may_grow(self) -> bool:
-        with self._lock:
-            grows = self._total < self._allowed
-            self._total += grows
-            return grows
+class Held:
+    """Counts the buffers that the consumer was given and somebody still holds. For the consumer's thread."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, weakref.ref[Buffer]] = {}
+        self._dead: queue.SimpleQueue[weakref.ref[Buffer]] = queue.SimpleQueue()
+
+    def add(self, buffer: Buffer) -> None:
+        """Count a buffer until its death."""
+        ref = weakref.ref(buffer, self._dead.put)
+        self._alive[id(ref)] = ref
+
+    def count(self) -> int:
+        """How many are held now. Looks at the dead only: a consumer may keep all batches of an epoch."""
+        while not self._dead.empty():
+            del self._alive[id(self._dead.get_nowait())]
+        return len(self._alive)
 
 
 def _watch(view: Buffer, buffer: Buffer, callback: Callable[[Any], None] | None = None) -> Use:
