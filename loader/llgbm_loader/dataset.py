@@ -42,7 +42,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         zero_std: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer`` or ``mix``.
-        mix: Under ``mix``, the probability of prompt_answer.
+        mix: Under ``mix``, the probability of prompt_answer, for each text by itself.
         num_texts: None takes the first text; K draws K.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the sample's own texts.

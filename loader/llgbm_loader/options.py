@@ -91,7 +91,7 @@ class ReadOptions:
         zero_std: What a piece of zero std shows: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None leaves the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer``, or ``mix`` of the first and the last.
-        mix: Under ``mix``, the probability of ``prompt_answer``.
+        mix: Under ``mix``, the probability of ``prompt_answer``, for each text by itself.
         num_texts: None takes the first text of a sample, K draws K of them.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the batch.

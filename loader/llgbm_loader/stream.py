@@ -44,7 +44,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         zero_std: What pieces of zero std show: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer``; or ``mix``: prompt_answer with probability ``mix``, else prompt.
-        mix: See ``form``; drawn anew for each sample and epoch.
+        mix: See ``form``; drawn for each text by itself, anew each epoch.
         num_texts: None takes the first text of a sample; K draws K without replacement, anew each epoch.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the batch.
