@@ -75,7 +75,8 @@ class BatchPlan:
             tensors["delta"] = self._empty((rows, common.delta_width), torch.float32)
             tensors["has_delta"] = self._empty((rows,), torch.bool)
         tensors["valid"] = self._empty((rows,), torch.bool)
-        return HostBatch(self, tensors, [""] * rows)
+        lists = {name: [""] * rows for name in ("keys", *self.selection.columns)}
+        return HostBatch(self, tensors, lists)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
@@ -88,12 +89,12 @@ class HostBatch:
     Attributes:
         plan: What it looks like.
         tensors: By name; ``tokens`` holds bodies when a device makes the tokens of them.
-        keys: Key of each row, empty where a row fills up the batch.
+        lists: ``keys`` and the index columns, by name: a text of each row, empty where a row fills up the batch.
     """
 
     plan: BatchPlan
     tensors: dict[str, Tensor]
-    keys: list[str]
+    lists: dict[str, list[str]]
 
     def row(self, index: int) -> Row:
         """Where the sample of a row goes."""
@@ -111,10 +112,12 @@ class HostBatch:
 
     def fill(self, index: int, number: int) -> None:
         """Note which sample a row holds."""
-        self.keys[index] = self.plan.selection.key(number)
+        selection = self.plan.selection
+        for name, text in (("keys", selection.key(number)), *selection.texts(number).items()):
+            self.lists[name][index] = text
         self.tensors["valid"][index] = True
         if "has_delta" in self.tensors:
-            self.tensors["has_delta"][index] = bool(self.plan.selection.has_delta[number])
+            self.tensors["has_delta"][index] = bool(selection.has_delta[number])
 
     def clear(self, index: int, *, row: Row | None = None) -> None:
         """Make a row invalid: zeros everywhere."""

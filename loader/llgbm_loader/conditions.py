@@ -1,4 +1,14 @@
-"""Which texts of a sample become its condition, and in which form: pure functions of (seed, epoch, key)."""
+r"""Which texts of a sample become its condition, and in which form: pure functions of (seed, epoch, key).
+
+Draws are of words: BLAKE3 in its extendable mode of ``llgbm-condition\0{seed}\0{epoch}\0{purpose}\0{key}`` in UTF-8,
+with numbers in decimal, taken as 64-bit little-endian words. The purpose is ``texts`` or ``form``.
+
+- Text j of the K drawn is that of a Fisher-Yates shuffle of the sample's texts with word j of ``texts``.
+- Under ``mix``, text j of the K drawn is ``prompt_answer`` where word j of ``form`` is below mix x 2^64, else ``prompt``:
+  each text for itself, as in Drag-and-Drop-LLMs, but anew each epoch.
+
+Where no texts are drawn the first one is taken, as if it were the one of K = 1.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +20,13 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from llgbm_loader.options import ReadOptions
-from llgbm_shards.errors import UsageError
+from llgbm_shards.errors import HeaderError, UsageError
+from llgbm_shards.tensors import decode_arrays
 from llgbm_shards.texts import ConditionSpec, RaggedTexts, check_length, rebuild_into
 
 _WORD_BYTES: Final = 8
 _WORDS: Final = 1 << (8 * _WORD_BYTES)
+_MIXED: Final = ("prompt", "prompt_answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +43,13 @@ class ConditionMaker:
 
     def __post_init__(self) -> None:
         check_length(self.options.max_text_length, self.spec)
-        form = self.options.form
-        needed = ("prompt", "prompt_answer") if form == "mix" else (form,)
-        absent = [name for name in needed if name not in self.spec.forms]
+        absent = [name for name in self._needed if name not in self.spec.forms]
         if absent:
             raise UsageError(
                 f"the set has no texts of form {absent[0]}",
                 where="option form",
                 expected="one of " + ", ".join(self.spec.forms),
-                got=form,
+                got=self.options.form,
                 do="Build the set with that --form, or ask for one it has.",
             )
 
@@ -49,12 +59,17 @@ class ConditionMaker:
         length = self.options.max_text_length
         return (length,) if self.options.num_texts is None else (self.options.num_texts, length)
 
-    def form(self, epoch: int, key: str) -> str:
-        """The form of one sample in one epoch."""
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return _MIXED if self.options.form == "mix" else (self.options.form,)
+
+    def forms(self, epoch: int, key: str) -> list[str]:
+        """The forms of the texts of one sample in one epoch, one for each of :meth:`numbers`."""
+        count = self.options.num_texts or 1
         if self.options.form != "mix":
-            return self.options.form
-        word = _words(self.options.seed, epoch, key, "form", 1)[0]
-        return "prompt_answer" if word < self.options.mix * _WORDS else "prompt"
+            return [self.options.form] * count
+        words = _words(self.options.seed, epoch, key, "form", count)
+        return ["prompt_answer" if word < self.options.mix * _WORDS else "prompt" for word in words]
 
     def numbers(self, epoch: int, key: str, texts: int) -> list[int]:
         """Numbers of the texts of one sample in one epoch; text 0 when none are drawn.
@@ -68,20 +83,38 @@ class ConditionMaker:
         return [0] if count is None else draw_texts(self.options.seed, epoch, key, texts, count)
 
     def write(
-        self, texts: RaggedTexts, epoch: int, key: str, ids: NDArray[np.int64], mask: NDArray[np.int64]
+        self, data: memoryview, epoch: int, key: str, ids: NDArray[np.int64], mask: NDArray[np.int64]
     ) -> None:
         """Write one sample's condition.
 
         Args:
-            texts: The sample's texts of the form that :meth:`form` names.
+            data: The sample's texts, as stored.
             epoch: Number of the epoch.
             key: The sample's key.
             ids: (L,) or (K, L), overwritten.
             mask: Likewise.
+
+        Raises:
+            HeaderError: Not texts, a form is missing, or one has more texts than another.
         """
         length = self.options.max_text_length
-        chosen = [texts[number] for number in self.numbers(epoch, key, len(texts))]
+        texts = self._decode(data)
+        numbers = self.numbers(epoch, key, len(texts[self._needed[0]]))
+        chosen = [texts[form][number] for form, number in zip(self.forms(epoch, key), numbers, strict=True)]
         rebuild_into(chosen, self.spec, ids.reshape(-1, length), mask.reshape(-1, length))
+
+    def _decode(self, data: memoryview) -> dict[str, RaggedTexts]:
+        """The texts of each form that may be drawn."""
+        arrays, texts = decode_arrays(data, where="texts"), dict[str, RaggedTexts]()
+        for form in self._needed:
+            ids, offsets = arrays.get(f"{form}.ids"), arrays.get(f"{form}.offsets")
+            if ids is None or offsets is None:
+                raise HeaderError("the form is missing", where=form)
+            texts[form] = RaggedTexts.checked(ids, offsets, where=form, vocab_size=self.spec.vocab_size)
+        counts = {form: len(ragged) for form, ragged in texts.items()}
+        if len(set(counts.values())) > 1:
+            raise HeaderError("forms of different numbers of texts", where="texts", got=f"{counts}")
+        return texts
 
     def trim(self, mask: NDArray[np.int64]) -> slice:
         """Columns to keep of a batch under ``padding="longest"``: as many as its longest text has."""

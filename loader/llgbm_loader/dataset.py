@@ -37,11 +37,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
         split: Samples of this split; None for all.
         fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has.
         filters: Conditions on index columns in pyarrow's form.
+        columns: Text columns of the index that go into each sample as str, e.g. ``("task", "checkpoint")``.
         frame: ``dnd``, ``fp32`` or ``none``.
         zero_std: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer`` or ``mix``.
-        mix: Under ``mix``, the probability of prompt_answer.
+        mix: Under ``mix``, the probability of prompt_answer, for each text by itself.
         num_texts: None takes the first text; K draws K.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the sample's own texts.
@@ -62,6 +63,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         split: str | None = "train",
         fields: Sequence[str] | None = None,
         filters: Filters | None = None,
+        columns: Sequence[str] = (),
         frame: str = "dnd",
         zero_std: str = "nan",
         dtype: torch.dtype | None = torch.float32,
@@ -95,7 +97,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         from llgbm_loader.selection import select  # noqa: PLC0415
 
         self._selection: Selection = select(
-            SelectOptions.of(path, split, filters, expect_digest), self._options.fields
+            SelectOptions.of(path, split, filters, expect_digest, columns), self._options.fields
         )
         self._epoch = 0
         self._prepare()
@@ -147,7 +149,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         host.fill(0, number)
         self._reader().read(number, self._epoch, host.row(0), verify=self._options.verify == "full")
         row: dict[str, Any] = {name: tensor[0] for name, tensor in host.finish().items()}
-        return {**row, "keys": host.keys[0]}
+        return {**row, **{name: texts[0] for name, texts in host.lists.items()}}
 
     def _number(self, sample: SupportsIndex | str) -> int:
         if isinstance(sample, str):

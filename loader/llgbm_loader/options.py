@@ -39,12 +39,14 @@ class SelectOptions:
         split: Only samples of this split; None takes all.
         filters: Further conditions on index columns, in pyarrow's disjunctive normal form.
         expect_digest: Digests the sets must have, one a set; empty when not pinned.
+        columns: Index columns that go into batches.
     """
 
     paths: tuple[Path, ...]
     split: str | None = "train"
     filters: Filters | None = None
     expect_digest: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class SelectOptions:
         split: str | None,
         filters: Filters | None,
         expect_digest: str | Sequence[str] | None,
+        columns: Sequence[str],
     ) -> SelectOptions:
         """Options from the arguments users give: one path or many, one digest or many."""
         paths = [path] if isinstance(path, (str, os.PathLike)) else path
@@ -62,9 +65,16 @@ class SelectOptions:
             expected = f"a digest for each of the sets: {len(paths)}"
             _listed("expect_digest", digests, str, expected)
             _check(len(digests) == len(paths), "expect_digest", expected, digests)
+        _listed("columns", columns, str, "a list of names of text columns of the index", least=0)
         # Shards are opened when they are read: a change of directory until then must not lead elsewhere.
         absolute = tuple(Path(path).absolute() for path in paths)
-        return cls(paths=absolute, split=split, filters=filters, expect_digest=tuple(digests or ()))
+        return cls(
+            paths=absolute,
+            split=split,
+            filters=filters,
+            expect_digest=tuple(digests or ()),
+            columns=tuple(dict.fromkeys(columns)),
+        )
 
     def __post_init__(self) -> None:
         named = self.split is None or isinstance(self.split, str)
@@ -81,7 +91,7 @@ class ReadOptions:
         zero_std: What a piece of zero std shows: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None leaves the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer``, or ``mix`` of the first and the last.
-        mix: Under ``mix``, the probability of ``prompt_answer``.
+        mix: Under ``mix``, the probability of ``prompt_answer``, for each text by itself.
         num_texts: None takes the first text of a sample, K draws K of them.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the batch.
@@ -184,9 +194,9 @@ def _probability(name: str, value: Any) -> None:
     _check(number and 0 <= value <= 1, name, "a probability, 0 to 1", value)
 
 
-def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """Refuse what is not a list (tuple, ...) of one or more values of a kind; a text is not a list of letters."""
-    right = isinstance(values, Collection) and not isinstance(values, str) and len(values) > 0
+def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str, *, least: int = 1) -> None:
+    """Refuse what is not a list (tuple, ...) of ``least`` or more values of a kind; a text is not a list of letters."""
+    right = isinstance(values, Collection) and not isinstance(values, str) and len(values) >= least
     _check(right and all(isinstance(value, kind) for value in values), name, expected, values)
 
 

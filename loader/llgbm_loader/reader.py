@@ -21,8 +21,6 @@ from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.npy import npy_header
 from llgbm_shards.sample import SUFFIX, body_header
-from llgbm_shards.tensors import decode_arrays
-from llgbm_shards.texts import RaggedTexts
 
 if TYPE_CHECKING:
     from llgbm_loader.selection import Selection
@@ -210,16 +208,10 @@ class SampleReader:
         conditions = self._conditions
         if conditions is None or row.ids is None or row.mask is None:
             return
-        form = conditions.form(epoch, key)
         try:
-            arrays = decode_arrays(data, where=form)
-            ids, offsets = arrays.get(f"{form}.ids"), arrays.get(f"{form}.offsets")
-            if ids is None or offsets is None:
-                raise HeaderError("the form is missing", where=form)
-            texts = RaggedTexts.checked(ids, offsets, where=form, vocab_size=conditions.spec.vocab_size)
+            conditions.write(data, epoch, key, row.ids, row.mask)
         except HeaderError as error:
             raise self._damage(number, key, "texts", error.what, error.expected, error.got) from error
-        conditions.write(texts, epoch, key, row.ids, row.mask)
 
     def _fill(self, number: int, key: str, targets: Sequence[tuple[str, Target]], offset: int) -> None:
         """Read parts of members, named by field, that stand one after the other."""

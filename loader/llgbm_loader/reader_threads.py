@@ -38,7 +38,8 @@ class Assembly:
         damage: What damaged samples were met, by row.
         error: What ended it.
         nbytes: Bytes read.
-        batch: The batch, once whole.
+        batch: The batch's tensors, once whole.
+        lists: Its keys and index columns, likewise.
         event: After which it is whole on its device.
         done: Gets an item when ``batch`` or ``error`` is there. No Event: Ctrl-C amid its code in Python leaves its
             lock held, and the reader that sets it waits forever.
@@ -53,7 +54,7 @@ class Assembly:
     error: BaseException | None = None
     nbytes: int = 0
     batch: dict[str, Tensor] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
+    lists: dict[str, list[str]] = field(default_factory=dict)
     event: Event | None = None
     done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
@@ -163,7 +164,7 @@ class Work:
         assembly.done.put(None)
 
     def _hand_over(self, assembly: Assembly, host: HostBatch) -> None:
-        assembly.keys = host.keys
+        assembly.lists = host.lists
         if self.side is None:
             assembly.batch = host.finish()
             return

@@ -40,6 +40,7 @@ class Selection:
         hashes: Member field -> (S,) uint64, its XXH3-64.
         has_delta: (S,) bool.
         keys: (S,) the samples' keys.
+        columns: Name -> (S,) texts of an index column that goes into batches.
     """
 
     digests: tuple[str, ...]
@@ -53,6 +54,7 @@ class Selection:
     hashes: dict[str, NDArray[np.uint64]]
     has_delta: NDArray[np.bool_]
     keys: pa.Array
+    columns: dict[str, pa.ChunkedArray]
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -60,6 +62,10 @@ class Selection:
     def key(self, number: int) -> str:
         """Key of a sample."""
         return str(self.keys[number].as_py())
+
+    def texts(self, number: int) -> dict[str, str]:
+        """What the columns say of a sample."""
+        return {name: str(column[number].as_py()) for name, column in self.columns.items()}
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -75,6 +81,7 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
         DamageError: A set is unfinished or damaged.
         StorageError: A set cannot be read.
     """
+    _check_columns(options.columns)
     sets = open_sets(options)
     common = find_common(sets, fields)
     members = needed_members(common.fields)
@@ -96,9 +103,28 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
         filters=filter_text(options.filters),
         common=common,
         shards=tuple(f"{opened.path}/{shard.name}" for opened in sets for shard in opened.record.shards),
-        keys=pa.concat_arrays([chunk for part in parts for chunk in part.column("key").chunks]),
+        keys=pa.concat_arrays(_chunks(parts, "key")),
+        columns={name: pa.chunked_array(_chunks(parts, name), pa.string()) for name in options.columns},
         **_concatenate(numbered, members),
     )
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    """Refuse what is no column of texts in the index of any set."""
+    kinds = {field.name: field.type for field in index_schema(())}
+    texts = [name for name, kind in kinds.items() if kind == pa.string()]
+    for name in columns:
+        if name not in texts:
+            raise UsageError(
+                "not a text column of the index",
+                where="option columns",
+                expected=", ".join(texts),
+                got=f"{name!r:.200}" + (f" of {kinds[name]}" if name in kinds else ""),
+            )
+
+
+def _chunks(parts: Sequence[pa.Table], name: str) -> list[pa.Array]:
+    return [chunk for part in parts for chunk in part.column(name).chunks]
 
 
 def _choose(opened: ShardSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
@@ -108,12 +134,12 @@ def _choose(opened: ShardSet, options: SelectOptions, members: Sequence[str]) ->
     wanted += [f"{field}.xxh3_64" for field in members]
     names = index_schema(fields).names
     asked = [] if options.filters is None else filter_columns(options.filters)
-    table = opened.index([name for name in names if name in {*wanted, *asked}])
+    table = opened.index([name for name in names if name in {*wanted, *asked, *options.columns}])
     if options.filters:
         table = filter_rows(table, options.filters)
     if options.split is not None:
         table = _of_split(table, opened, options.split)
-    return table.select(wanted)
+    return table.select(list(dict.fromkeys([*wanted, *options.columns])))
 
 
 def _of_split(table: pa.Table, opened: ShardSet, split: str) -> pa.Table:

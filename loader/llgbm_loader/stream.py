@@ -26,7 +26,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
 
     Batches are dicts: tokens (B,N,H,W), or (B,N,r,chunk) with ``frame="none"``; scales (B,N,2) float32;
     condition_ids and attention_mask (B,L), or (B,K,L), int64; delta (B,hidden) float32; has_delta (B,) bool;
-    valid (B,) bool; keys, a list of str, empty where a row only fills up the batch.
+    valid (B,) bool; keys and the index ``columns``, lists of str, empty where a row only fills up the batch.
 
     Args:
         path: A set's directory, or several, which are taken as one.
@@ -39,11 +39,12 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has. Only their bytes
             are read.
         filters: Conditions on index columns in pyarrow's form, e.g. ``[("task", "in", ["arc_e"])]``.
+        columns: Text columns of the index that go into batches under their names, e.g. ``("task", "checkpoint")``.
         frame: ``dnd``, ``fp32``, or ``none`` for the bare body.
         zero_std: What pieces of zero std show: ``nan`` or ``zeros``.
         dtype: dtype of the tokens; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer``; or ``mix``: prompt_answer with probability ``mix``, else prompt.
-        mix: See ``form``; drawn anew for each sample and epoch.
+        mix: See ``form``; drawn for each text by itself, anew each epoch.
         num_texts: None takes the first text of a sample; K draws K without replacement, anew each epoch.
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the batch.
@@ -76,6 +77,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         shuffle: bool | str = True,
         fields: Sequence[str] | None = None,
         filters: Filters | None = None,
+        columns: Sequence[str] = (),
         frame: str = "dnd",
         zero_std: str = "nan",
         dtype: torch.dtype | None = torch.float32,
@@ -122,7 +124,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         # Imported here: pyarrow takes half of the time that importing the loader may take.
         from llgbm_loader.selection import select  # noqa: PLC0415
 
-        selection = select(SelectOptions.of(path, split, filters, expect_digest), read.fields)
+        selection = select(SelectOptions.of(path, split, filters, expect_digest, columns), read.fields)
         self._source = StreamSource(selection, read, stream, device_ops(stream.device))
         super().__init__(self._source)
 

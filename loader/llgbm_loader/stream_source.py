@@ -135,7 +135,7 @@ class StreamSource:
             raise _too_many(len(self._counter.damage), self._stream.max_bad_samples, damage[-1])
         rows = len(assembly.numbers)
         self._counter.add(rows=rows, padding=padding, invalid=len(damage), nbytes=assembly.nbytes)
-        return [{**assembly.batch, "keys": assembly.keys}]
+        return [{**assembly.batch, **assembly.lists}]
 
     def _tick(self, clock: float) -> float:
         now = time.perf_counter()

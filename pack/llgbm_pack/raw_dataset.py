@@ -19,7 +19,7 @@ from llgbm_pack.options import FORMS
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas, Maps
 from llgbm_pack.raw_values import collate_items, condition_tensors
 from llgbm_pack.raw_weights import own_tokenizer, tokenize_file
-from llgbm_pack.raw_zoo import RawCheckpoint, read_zoo
+from llgbm_pack.raw_zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.survey import Skip
 from llgbm_shards.errors import UsageError
 
@@ -45,6 +45,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         texts: Directory of text files by dataset, for zoos that keep texts apart.
         joiner: Between prompt and answer.
         maps: (old, new) prefixes to rewrite in the cache's paths.
+        columns: Some of ``task`` and ``checkpoint``, for each item what the index of a packed set says there.
 
     Attributes:
         checkpoint_paths: All checkpoints found, in natural order.
@@ -71,6 +72,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         texts: str | os.PathLike[str] | None = None,
         joiner: str = "\n",
         maps: Maps = (),
+        columns: Sequence[str] = (),
     ) -> None:
         if condition_type not in FORMS:
             raise UsageError(
@@ -83,12 +85,14 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         self.max_text_length = max_text_length
         self.condition_type = condition_type
         self.joiner = joiner
+        self.columns = checked_columns(columns)
         zoo = read_zoo(
             self.checkpoint_folder,
             DeltaSource(delta_cache),
             own_tokenizer(lora_tokenizer),
             require_delta=require_delta,
             texts=None if texts is None else Path(texts),
+            tasks="task" in self.columns,
             maps=maps,
         )
         self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
@@ -111,7 +115,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         Returns:
             tokens (N, H, W) float32; scales (N, 2) float32, as many columns as a foreign tokenizer gives, absent when
             it gives none; condition_ids and attention_mask (max_text_length,) int64; delta (hidden,) float32;
-            has_delta () bool; checkpoint_path, a str.
+            has_delta () bool; checkpoint_path and the columns, each a str.
 
         Raises:
             CheckpointError: The checkpoint or its delta has changed and cannot be used any more.
@@ -131,6 +135,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             "delta": self._deltas.zeros() if joined is None else self._deltas.source.tensor(joined),
             "has_delta": torch.tensor(joined is not None),
             "checkpoint_path": str(checkpoint.place),
+            **{name: checkpoint.column(name) for name in self.columns},
         }
 
     def get_checkpoint_path(self, idx: SupportsIndex) -> str:
@@ -142,14 +147,19 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         return self._checkpoints[operator.index(idx)].delta is not None
 
     @staticmethod
-    def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Stacks the tensors of samples; ``checkpoint_path`` is left out, so all values go to a device.
+    def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Stacks the tensors of samples and lists their columns.
+
+        ``checkpoint_path`` is left out, so that all values go to a device where no columns are asked for.
 
         Raises:
             UsageError: Tensors of different shapes.
         """
         return collate_items(
-            [{key: value for key, value in sample.items() if isinstance(value, Tensor)} for sample in batch]
+            [
+                {key: value for key, value in sample.items() if isinstance(value, Tensor) or key in COLUMNS}
+                for sample in batch
+            ]
         )
 
     def _encode_text(self, checkpoint: RawCheckpoint) -> tuple[Tensor, Tensor]:
@@ -187,6 +197,7 @@ def create_dataloader(
     texts: str | os.PathLike[str] | None = None,
     joiner: str = "\n",
     maps: Maps = (),
+    columns: Sequence[str] = (),
 ) -> DataLoader[dict[str, Any]]:
     """A DataLoader over :class:`Text2Qwen25LoRA_DeltaDataset`, whose other arguments it takes.
 
@@ -204,10 +215,12 @@ def create_dataloader(
         texts: See the dataset.
         joiner: See the dataset.
         maps: See the dataset.
+        columns: See the dataset.
 
     Returns:
         A loader of batches: tokens (B, N, H, W) and scales (B, N, 2) float32, condition_ids and attention_mask (B, L)
-        int64, delta (B, hidden) float32, has_delta (B,) bool. Memory is pinned where there is a CUDA device.
+        int64, delta (B, hidden) float32, has_delta (B,) bool; the columns, lists of str. Memory is pinned where there
+        is a CUDA device.
 
     Raises:
         UsageError: As the dataset; or no checkpoint can be used, and why not.
@@ -224,6 +237,7 @@ def create_dataloader(
         texts=texts,
         joiner=joiner,
         maps=maps,
+        columns=columns,
     )
     if not len(dataset):
         rows = [f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped]

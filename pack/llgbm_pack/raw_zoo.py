@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llgbm_pack.consensus import choose_layout, keep_fitting
 from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_pack.options import PackOptions
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, Maps, join_verified
 from llgbm_pack.survey import Skip, survey
-from llgbm_pack.tasks import zoo_tasks
+from llgbm_pack.tasks import resolve_task, zoo_tasks
 from llgbm_pack.texts import Text, read_texts
 from llgbm_pack.tokenizer import LoraTokenizer2D
 from llgbm_pack.zoo import Candidate, ZooListing, walk_zoo
@@ -24,6 +24,8 @@ from llgbm_shards.layout import Layout
 _NO_OUTPUT, _ANY_ALPHA = Path(os.devnull), 1.0
 #: Only the first text of a checkpoint conditions its sample.
 _TEXTS: Final = 1
+#: Columns of a set's index that a zoo knows too: the others are made when it is packed.
+COLUMNS: Final = ("task", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,7 @@ class RawCheckpoint:
         weights: Its safetensors file.
         delta: Its delta, None when it has none.
         text: Its first text.
+        task: As a build names it; of a zoo that was read without tasks it may be another.
     """
 
     path: str
@@ -43,6 +46,11 @@ class RawCheckpoint:
     weights: Path
     delta: DeltaEntry | None
     text: Text
+    task: str
+
+    def column(self, name: str) -> str:
+        """What a set's index says in one of :data:`COLUMNS`."""
+        return self.task if name == "task" else self.path
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,6 +79,7 @@ def read_zoo(
     *,
     require_delta: bool = True,
     texts: Path | None = None,
+    tasks: bool = False,
     maps: Maps = (),
 ) -> RawZoo:
     """Walk a folder and join weights, deltas and texts by the rules of a build.
@@ -82,6 +91,7 @@ def read_zoo(
             layout of most, are skipped. None when it is foreign: then nothing is known of what it can do.
         require_delta: Skip checkpoints without a delta.
         texts: Directory of text files by dataset, for zoos that keep texts apart.
+        tasks: Name tasks as a build does, for which the zoo's manifest is read.
         maps: (old, new) prefixes to rewrite in the cache's paths.
 
     Raises:
@@ -99,12 +109,30 @@ def read_zoo(
         deltas=deltas,
         layout=layout,
     )
-    tasks = zoo_tasks(folder, listing.nameable) if texts is not None else {}
+    named = zoo_tasks(folder, listing.nameable) if tasks or texts is not None else {}
     for candidate in candidates:
-        _add(zoo, candidate, folder, require_delta, texts, tasks.get(candidate.path, ""))
+        _add(zoo, candidate, folder, require_delta, texts, named.get(candidate.path, ""))
     if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):
         deltas.zeros()  # raises now what would fail at the first of them
     return zoo
+
+
+def checked_columns(columns: Any) -> tuple[str, ...]:
+    """Names of columns, once each.
+
+    Raises:
+        UsageError: Not a list of some of :data:`COLUMNS`.
+    """
+    listed = isinstance(columns, Collection) and not isinstance(columns, str)
+    if not (listed and all(name in COLUMNS for name in columns)):
+        raise UsageError(
+            "not columns that a raw zoo has",
+            where="columns",
+            expected="a list of some of " + ", ".join(COLUMNS),
+            got=f"{columns!r:.200}",
+            do="Pack the zoo for the other columns of an index.",
+        )
+    return tuple(dict.fromkeys(columns))
 
 
 def _fitting(
@@ -161,6 +189,11 @@ def _add(
         return
     zoo.checkpoints.append(
         RawCheckpoint(
-            path=path, place=folder / path, weights=candidate.weights, delta=delta, text=found.texts[0]
+            path=path,
+            place=folder / path,
+            weights=candidate.weights,
+            delta=delta,
+            text=found.texts[0],
+            task=resolve_task(path, task, found.task),
         )
     )

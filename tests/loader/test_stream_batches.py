@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 
 from llgbm_loader import StreamingLoader, frame_tokens
 from llgbm_loader.conditions import draw_texts
@@ -198,14 +199,17 @@ def test_impossible_options_are_refused(tmp_path, options):
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
     made = write_set(tmp_path / "set", 8)
-    plain = {"batch_size": 2, "rank": 1, "world_size": 2, "seed": 3, "num_texts": 2, "readers": 1}
-    one = StreamingLoader(made.path, **plain)
+    plain = {"form": "mix"}
+    whole = {"batch_size": 2, "rank": 1, "world_size": 2, "seed": 3, "num_texts": 2, "readers": 1}
+    one = StreamingLoader(made.path, **plain, **whole, mix=0.5)
     other = StreamingLoader(
-        made.path, mix=np.float32(0.5), **{name: np.int64(value) for name, value in plain.items()}
+        made.path, **plain, mix=np.float32(0.5), **{name: np.int64(value) for name, value in whole.items()}
     )
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     other.set_epoch(np.int64(0))
-    assert [batch["keys"] for batch in other] == [batch["keys"] for batch in one]
+    for batch, same in zip(other, one, strict=True):
+        assert batch["keys"] == same["keys"]
+        assert torch.equal(batch["condition_ids"], same["condition_ids"])
 
 
 def test_an_epoch_without_a_batch_is_refused(tmp_path):
@@ -308,6 +312,42 @@ def test_mix_takes_the_long_form_with_its_probability(tmp_path):
         chosen.append(long)
         assert 40 <= sum(long.values()) <= 130
     assert chosen[0] != chosen[1]
+
+
+def _long(seed, epoch, key, count, mix):
+    """Whether each drawn text is prompt_answer, by the documented formula."""
+    data = blake3(f"llgbm-condition\0{seed}\0{epoch}\0form\0{key}".encode()).digest(8 * count)
+    return (np.frombuffer(data, "<u8") < mix * 2.0**64).tolist()
+
+
+def test_mix_draws_a_form_for_each_text(tmp_path):
+    made = write_set(tmp_path / "set", 60, text_counts=[3, 40], delta_width=0)
+    written, spec = made.by_key(), ConditionSpec.from_json(TEXTS_SPEC)
+    options = {"fields": ["condition"], "form": "mix", "mix": 0.3, "num_texts": 10, "max_text_length": 32}
+    loader, share = StreamingLoader(made.path, batch_size=60, seed=5, **options), []
+    for epoch in range(2):
+        (batch,) = list(loader)
+        for row, key in enumerate(batch["keys"]):
+            texts, long = written[key].texts, _long(5, epoch, key, 10, 0.3)
+            numbers = draw_texts(5, epoch, key, len(texts["prompt"][1]) - 1, 10)
+            for place, number in enumerate(numbers):
+                ids, offsets = texts["prompt_answer" if long[place] else "prompt"]
+                want, mask = rebuild(ids[offsets[number] : offsets[number + 1]], spec, 32)
+                assert np.array_equal(batch["condition_ids"][row, place], want)
+                assert np.array_equal(batch["attention_mask"][row, place], mask)
+            share.append(sum(long))
+    # 1200 texts: the mean of a binomial of 0.3, and of its variance within samples, not all or nothing.
+    assert abs(np.mean(share) - 3.0) < 6 * np.sqrt(2.1 / 120)
+    assert np.var(share) < 4
+
+
+@pytest.mark.parametrize(("mix", "forms"), [(0.0, "prompt"), (1.0, "prompt_answer")])
+def test_mix_of_none_and_of_all(tmp_path, mix, forms):
+    made = write_set(tmp_path / "set", 6, text_counts=[9])
+    options = {"batch_size": 6, "num_texts": 4}
+    mixed = next(iter(StreamingLoader(made.path, form="mix", mix=mix, **options)))
+    plain = next(iter(StreamingLoader(made.path, form=forms, **options)))
+    assert torch.equal(mixed["condition_ids"], plain["condition_ids"])
 
 
 def test_a_form_that_the_set_lacks_is_refused(tmp_path):

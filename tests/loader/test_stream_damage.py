@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,21 @@ def test_a_flipped_bit_is_named(made, field, where):
         list(_loader(made))
     assert (caught.value.shard, caught.value.key) == (extent.shard, extent.key)
     assert caught.value.member == SUFFIX[field]
+
+
+def test_forms_of_different_numbers_of_texts_are_named(tmp_path, monkeypatch):
+    """A set that was written so: its digests hold, and mix may draw a text that one form has and the other lacks."""
+    ids, counts = np.arange(3, 9, dtype=np.int32), {"prompt": 3, "answer": 3, "prompt_answer": 2}
+    texts = {form: (ids, np.linspace(0, 6, count + 1, dtype=np.int64)) for form, count in counts.items()}
+    monkeypatch.setattr("support.synthetic._make_texts", lambda count, rng: texts)
+    made = write_set(tmp_path / "set", 5)
+    for form in ("prompt", "prompt_answer"):
+        assert len(list(_loader(made, form=form, num_texts=3))) == 1
+    with pytest.raises(
+        DamageError, match=r"different numbers of texts.*'prompt': 3, 'prompt_answer': 2"
+    ) as caught:
+        list(_loader(made, form="mix", mix=0.5, num_texts=8))
+    assert caught.value.member == SUFFIX["texts"]
 
 
 def test_every_flipped_byte_of_a_sample_is_found_or_outside_of_what_was_read(tmp_path):

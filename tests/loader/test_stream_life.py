@@ -195,7 +195,7 @@ def test_reading_goes_on_while_the_consumer_works(made, monkeypatch):
 
     def completed(self, assembly):
         complete(self, assembly)
-        whole.put(len(assembly.keys))
+        whole.put(len(assembly.lists["keys"]))
 
     monkeypatch.setattr(Work, "_complete", completed)
     iterator = iter(StreamingLoader(made.path, batch_size=4, prefetch_batches=2))

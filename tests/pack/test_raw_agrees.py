@@ -34,6 +34,12 @@ def raw_samples(zoo, tokenizer, deltas, *, order="sorted", frame="dnd", zero_std
     return dict(zip(map(sample_key, paths), rows, strict=True))
 
 
+def texts_by_key(batches, columns):
+    """Key (of the checkpoint's path) -> what the columns say."""
+    rows = [row for batch in batches for row in zip(*(batch[name] for name in columns), strict=True)]
+    return {sample_key(row[columns.index("checkpoint")]): row for row in rows}
+
+
 def packed_samples(out, *, form="prompt", frame="dnd", zero_std="nan"):
     """Key -> tensors, as the streaming loader gives them."""
     options = {"form": form, "frame": frame, "zero_std": zero_std, "max_text_length": LENGTH}
@@ -190,6 +196,20 @@ def test_every_layout(tmp_path, tokenizer, layout, missing):
     )
     packed = packed_samples(tmp_path / "set", form="prompt_answer")
     assert_equal_bits(raw, packed)
+    columns = ("task", "checkpoint")
+    own = create_dataloader(
+        zoo,
+        LoraTokenizer2D(),
+        load_tokenizer(str(tokenizer)),
+        deltas,
+        batch_size=2,
+        num_workers=0,
+        require_delta=missing == "skip",
+        texts=texts,
+        columns=columns,
+    )
+    streamed = StreamingLoader(tmp_path / "set", batch_size=1, columns=columns, fields=("delta",))
+    assert texts_by_key(own, columns) == texts_by_key(streamed, columns)
     without = sum(not sample["has_delta"] for sample in raw.values())
     assert without == (len(paths) > 1 and missing == "zeros")
 

@@ -153,6 +153,29 @@ def test_acceptance_delta_dtype(zoo):
     assert dataset_of(zoo)[0]["delta"].dtype == torch.float32
 
 
+def test_columns_are_lists_of_texts(zoo):
+    (zoo / "manifest.json").write_text('{"run_000": {"task": "renamed"}}')
+    item = dataset_of(zoo, columns=("task", "checkpoint"))[0]
+    assert (item["task"], item["checkpoint"]) == ("renamed", "alpha/run_000")
+    batch = next(iter(loader_of(zoo, batch_size=2, shuffle=False, columns=["task"])))
+    assert batch.keys() == {*DTYPES, "task"}
+    assert batch["task"] == ["renamed", "alpha"]
+    assert "task" not in dataset_of(zoo)[0]
+
+
+def test_a_manifest_is_read_only_for_what_it_says(zoo):
+    (zoo / "manifest.json").write_text("no json")
+    assert len(dataset_of(zoo, columns=("checkpoint",))) == 5
+    with pytest.raises(UsageError, match=r"manifest"):
+        dataset_of(zoo, columns=("task",))
+
+
+@pytest.mark.parametrize("columns", [("task", "split"), ("key",), ("tokens",), "task", (5,), None])
+def test_other_columns_are_refused(zoo, columns):
+    with pytest.raises(UsageError, match=r"columns: .*expected .*task, checkpoint"):
+        dataset_of(zoo, columns=columns)
+
+
 def test_acceptance_collate_shape(zoo):
     dataset = dataset_of(zoo)
     assert dataset.collate_fn([dataset[0], dataset[1]])["delta"].shape == (2, DELTA_WIDTH)
