@@ -157,7 +157,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
             return self._number_of_key(sample)
         number = as_index(sample)
         if number is None:
-            raise UsageError("no such sample", where="sample", expected="a number or a key", got=shown(sample))
+            raise UsageError(
+                "no such sample", where="sample", expected="a number or a key", got=shown(sample)
+            )
         if not -len(self) <= number < len(self):
             raise IndexError(f"no sample {number}: there are {len(self)}")
         return number % len(self)

@@ -129,7 +129,7 @@ class AcceleratorOps:
         tensor.record_stream(stream)
 
 
-def parse_device(device: str | torch.device) -> torch.device:
+def parse_device(device: str | int | torch.device) -> torch.device:
     """A device by its name.
 
     Raises:

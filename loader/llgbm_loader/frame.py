@@ -136,7 +136,10 @@ def unframe(tokens: Tensor) -> tuple[Tensor, Tensor]:
     require_floats("tokens", tokens)
     if tokens.ndim < 3 or min(tokens.shape[-2:]) <= _BORDER:
         raise UsageError(
-            "tokens have no frame", where="tokens", expected="(..., N, r+2, chunk+2)", got=f"{tuple(tokens.shape)}"
+            "tokens have no frame",
+            where="tokens",
+            expected="(..., N, r+2, chunk+2)",
+            got=f"{tuple(tokens.shape)}",
         )
     mean_code = _average(tokens[..., -2], tokens[..., -2:, 0:-2:2])
     std_code = _average(tokens[..., -1], tokens[..., -2:, 1:-2:2])

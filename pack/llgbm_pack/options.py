@@ -121,6 +121,10 @@ class PackOptions:
             raise UsageError(
                 "each form once, at least one", where="forms", got=", ".join(self.forms) or "none"
             )
+        self._check_numbers()
+        _separate(self.zoo, self.out)
+
+    def _check_numbers(self) -> None:
         for name, most in _MOST.items():
             value = getattr(self, name)
             if value is not None or name == "shard_bytes":
@@ -129,13 +133,14 @@ class PackOptions:
             raise UsageError("must be a positive number", where="alpha", got=shown(self.alpha))
         seed = as_index(self.seed)
         if seed is None or not -(2**63) <= seed < 2**63:
-            raise UsageError("must fit 64 bits", where="seed", expected="a whole number", got=shown(self.seed))
+            raise UsageError(
+                "must fit 64 bits", where="seed", expected="a whole number", got=shown(self.seed)
+            )
         _set(self, "seed", seed)
         if not (is_number(self.split) and 0 <= self.split < 1):
             raise UsageError(
                 "must be a fraction", where="split", expected="0 <= val < 1", got=shown(self.split)
             )
-        _separate(self.zoo, self.out)
 
     @property
     def worker_count(self) -> int:
@@ -206,7 +211,9 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
         raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=shown(value))
     strings = tuple(value)
     if not all(map(is_text, strings)):
-        raise UsageError("not a sequence of strings", where=name, expected="UTF-8 text each", got=shown(strings))
+        raise UsageError(
+            "not a sequence of strings", where=name, expected="UTF-8 text each", got=shown(strings)
+        )
     return strings
 
 
@@ -239,13 +246,13 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _last(path: Path | str | None) -> str:
     if path is None:
         return ""
-    name = Path(path).resolve().name if Path(path).exists() else Path(without_credentials(str(path))).name
+    name = Path(os.path.realpath(path)).name if Path(path).exists() else Path(without_credentials(str(path))).name
     return name.encode(errors="backslashreplace").decode()
 
 
 def _separate(zoo: Path, out: Path) -> None:
     """A set inside the zoo would be walked as part of it; a zoo inside the set would be swapped away."""
-    inside, outside = out.resolve(), zoo.resolve()
+    inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(zoo))
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise UsageError(
             "zoo and output overlap",

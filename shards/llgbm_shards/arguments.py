@@ -59,10 +59,12 @@ def as_index(value: Any) -> int | None:
         return None
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a finite real number, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
     try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        return math.isfinite(value)
     except OverflowError:  # an int beyond float64, which no fraction and no factor is
         return False
 

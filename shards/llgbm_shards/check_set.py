@@ -61,8 +61,8 @@ def check(
         level: ``quick``: the record, presence, sizes, and digests of all files but the shards. ``full``: every
             byte of every shard too. ``deep``: the values as well, see :mod:`llgbm_shards.deep`.
         sample: Fraction of the samples to read, for ``full`` and ``deep``; 1 reads all.
-        seed: Which samples that fraction is, a number of 64 bits; None: the day's number. Seeds that follow each other read samples
-            that follow each other, so that 1/sample runs on successive days read them all.
+        seed: Which samples that fraction is, a number of 64 bits; None: the day's number. Seeds that follow each
+            other read samples that follow each other, so that 1/sample runs on successive days read them all.
         expect_digest: Digest the commit record must have.
         workers: Threads, 1 to 1,024; None: one a core this process may use.
         progress: Called with the count of shard bytes read since the last call, from any thread.
@@ -76,7 +76,9 @@ def check(
     if not (is_number(sample) and 0 < sample <= 1):
         raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=shown(sample))
     seed = int(time.time() // _DAY_S) if seed is None else whole_number("seed", seed, LEAST_SEED, MOST_SEED)
-    threads = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1, MOST_WORKERS)
+    threads = (
+        len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1, MOST_WORKERS)
+    )
     require(progress is None or callable(progress), "progress", "a function of one number", progress)
     pinned = None if expect_digest is None else checked_digest(expect_digest)
     root = local_path("path", path)

@@ -90,7 +90,9 @@ class Layout:
             ("token order", self.token_order, TOKEN_ORDERS),
         ):
             if not is_one_of(value, known):
-                raise HeaderError(f"unknown {what}", where="layout", expected="/".join(known), got=shown(value))
+                raise HeaderError(
+                    f"unknown {what}", where="layout", expected="/".join(known), got=shown(value)
+                )
         for what, size in (("rank", self.rank), ("chunk", self.chunk)):
             if type(size) is not int or size < 1:
                 raise HeaderError(f"no such {what}", where="layout", expected="1 or more", got=shown(size))

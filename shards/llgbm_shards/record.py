@@ -158,7 +158,9 @@ def checked_digest(text: str) -> str:
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
     if not _DIGEST.fullmatch(digest):
-        raise UsageError("not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80])
+        raise UsageError(
+            "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
+        )
     return digest
 
 

@@ -128,7 +128,7 @@ class ShardSet:
             self._refuse_columns(columns)
         return decode_index(self._index_bytes, self.record.members, columns=columns)
 
-    def _refuse_columns(self, columns: object) -> None:
+    def _refuse_columns(self, columns: Any) -> None:
         known = index_schema(self.record.members).names
         listed = isinstance(columns, Collection) and not isinstance(columns, str | bytes)
         right = listed and all(is_one_of(name, known) for name in columns)

@@ -31,7 +31,22 @@ _READ: dict[str, Any] = {
 }
 _STREAM: dict[str, Any] = {
     "batch_size": NO_COUNTS,
-    "device": (None, -1, True, 1.5, HUGE, ENDLESS, 99, "gpu", "cuda:99", "cpu:7x", "meta", b"cpu", "\0", ["cpu"]),
+    "device": (
+        None,
+        -1,
+        True,
+        1.5,
+        HUGE,
+        ENDLESS,
+        99,
+        "gpu",
+        "cuda:99",
+        "cpu:7x",
+        "meta",
+        b"cpu",
+        "\0",
+        ["cpu"],
+    ),
     "shuffle": (None, 1, "yes", ["shards"]),
     "rank": (-1, 1.5, True, "0", 0, HUGE),
     "world_size": (0, -1, 1.5, True, "1", 1, HUGE),
@@ -71,10 +86,20 @@ _PATHS = (*_NO_PATHS, BytesPath(), [], [None], ["x", 3], ["a\0b"], {"x": 3}.valu
 
 ROWS: list[Row] = [
     *each("StreamingLoader", "path", _PATHS, lambda _, value: StreamingLoader(value)),
-    *each("StreamingLoader", "path", ("/no/such", "x" * 300), lambda _, value: StreamingLoader(value), StorageError),
+    *each(
+        "StreamingLoader",
+        "path",
+        ("/no/such", "x" * 300),
+        lambda _, value: StreamingLoader(value),
+        StorageError,
+    ),
     *keywords("StreamingLoader", {**_READ, **_STREAM}, _stream),
-    *keywords("StreamingLoader", {"batch_size": (10**9, 10**15, HUGE, ENDLESS), "world_size": (HUGE,)}, _large),
-    *each("StreamingLoader.set_epoch", "epoch", (None, -1, 0.5, True, "1"), lambda w, v: w.loader.set_epoch(v)),
+    *keywords(
+        "StreamingLoader", {"batch_size": (10**9, 10**15, HUGE, ENDLESS), "world_size": (HUGE,)}, _large
+    ),
+    *each(
+        "StreamingLoader.set_epoch", "epoch", (None, -1, 0.5, True, "1"), lambda w, v: w.loader.set_epoch(v)
+    ),
     *each(
         "StreamingLoader.load_state_dict",
         "state",
@@ -109,5 +134,10 @@ ROWS: list[Row] = [
         },
         _framed,
     ),
-    *each("unframe", "tokens", (*_tensors(3, 4, 6)[:-1], torch.ones(4, 6), torch.ones(3, 2, 6)), lambda _, v: unframe(v)),
+    *each(
+        "unframe",
+        "tokens",
+        (*_tensors(3, 4, 6)[:-1], torch.ones(4, 6), torch.ones(3, 2, 6)),
+        lambda _, v: unframe(v),
+    ),
 ]

@@ -48,7 +48,16 @@ def _tokenizer(_: World, **wrong: Any) -> LoraTokenizer2D:
     return LoraTokenizer2D(**wrong)
 
 
-_NO_WEIGHTS = (None, 3, "weights", [], [_A, _B], {3: torch.ones(2, 4)}, {_A: None, _B: None}, {None: torch.ones(2, 4)})
+_NO_WEIGHTS = (
+    None,
+    3,
+    "weights",
+    [],
+    [_A, _B],
+    {3: torch.ones(2, 4)},
+    {_A: None, _B: None},
+    {None: torch.ones(2, 4)},
+)
 _NO_MATRICES = (
     {},
     {"model.layers.0.weight": torch.ones(2, 4)},
@@ -69,7 +78,16 @@ _NO_MATRICES = (
     _pair(torch.full((2, 4), torch.nan), torch.ones(4, 2)),
     {"\ud800": torch.ones(2, 4)},
 )
-_NO_TOKENS = (None, 3, "x", [], np.ones((3, 4, 6)), torch.ones(3), torch.ones(0, 0, 0), torch.ones(3, 4, 6).to_sparse())
+_NO_TOKENS = (
+    None,
+    3,
+    "x",
+    [],
+    np.ones((3, 4, 6)),
+    torch.ones(3),
+    torch.ones(0, 0, 0),
+    torch.ones(3, 4, 6).to_sparse(),
+)
 
 
 def _spoilt(change: Any) -> Any:
@@ -152,10 +170,27 @@ ROWS: list[Row] = [
         _tokenizer,
     ),
     *each("LoraTokenizer2D.tokenize", "weights", _NO_WEIGHTS, lambda _, v: LoraTokenizer2D().tokenize(v)),
-    *each("LoraTokenizer2D.tokenize", "weights", (_same(torch.Tensor.numpy),), lambda _, v: LoraTokenizer2D().tokenize(v)),
-    *each("LoraTokenizer2D.tokenize", "weights", _NO_MATRICES, lambda _, v: LoraTokenizer2D().tokenize(v), CheckpointError),
+    *each(
+        "LoraTokenizer2D.tokenize",
+        "weights",
+        (_same(torch.Tensor.numpy),),
+        lambda _, v: LoraTokenizer2D().tokenize(v),
+    ),
+    *each(
+        "LoraTokenizer2D.tokenize",
+        "weights",
+        _NO_MATRICES,
+        lambda _, v: LoraTokenizer2D().tokenize(v),
+        CheckpointError,
+    ),
     *each("LoraTokenizer2D.layout", "weights", _NO_WEIGHTS, lambda _, v: LoraTokenizer2D().layout(v)),
-    *each("LoraTokenizer2D.layout", "weights", _NO_MATRICES[:12], lambda _, v: LoraTokenizer2D().layout(v), CheckpointError),
+    *each(
+        "LoraTokenizer2D.layout",
+        "weights",
+        _NO_MATRICES[:12],
+        lambda _, v: LoraTokenizer2D().layout(v),
+        CheckpointError,
+    ),
     *keywords("LoraTokenizer2D.detokenize", {"tokens": _NO_TOKENS, "scales": _NO_TOKENS[1:]}, _back),
     *keywords("LoraTokenizer2D.detokenize", {"tokens": _SPOIL, "scales": _SPOIL}, _spoilt(_SPOIL)),
     *keywords("LoraTokenizer2D.detokenize", {"like": _NO_WEIGHTS}, _back),

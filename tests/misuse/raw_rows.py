@@ -36,7 +36,7 @@ _SHARED: dict[str, Any] = {
     "condition_type": (None, 3, "question", ["prompt"], np.array(["prompt", "answer"])),
     "require_delta": NO_BOOLS,
     "texts": (*NO_PATHS[1:], BytesPath()),
-    "joiner": (None, 3, b"x"),
+    "joiner": (None, 3, b"x", "\ud800"),
     "maps": (None, 3, "a=b", ["a=b"], [("a",)], [(1, 2)], [None]),
 }
 
@@ -64,11 +64,15 @@ def _augmented(world: World, **wrong: Any) -> Any:
 
 
 def _wrapped(world: World, **wrong: Any) -> Any:
-    return DnDDatasetWithDelta(**{"base_dataset": world.raw, "delta_cache_dir": world.root / "deltas", **wrong})
+    return DnDDatasetWithDelta(
+        **{"base_dataset": world.raw, "delta_cache_dir": world.root / "deltas", **wrong}
+    )
 
 
 def _wrap(world: World, **wrong: Any) -> Any:
-    return wrap_dnd_dataset(**{"dataset_class": lambda: world.raw, "delta_cache_dir": world.root / "deltas", **wrong})
+    return wrap_dnd_dataset(
+        **{"dataset_class": lambda: world.raw, "delta_cache_dir": world.root / "deltas", **wrong}
+    )
 
 
 _NO_BATCHES = (None, 3, [], (), "", [None], [3], torch.ones(2))
@@ -77,10 +81,19 @@ ROWS: list[Row] = [
     *keywords("Text2Qwen25LoRA_DeltaDataset", _SHARED, _dataset),
     *keywords(
         "create_dataloader",
-        {**_SHARED, "batch_size": NO_COUNTS, "num_workers": (None, -1, 1.5, True, "1", HUGE, ENDLESS, 1025), "shuffle": NO_BOOLS},
+        {
+            **_SHARED,
+            "batch_size": NO_COUNTS,
+            "num_workers": (None, -1, 1.5, True, "1", HUGE, ENDLESS, 1025),
+            "shuffle": NO_BOOLS,
+        },
         _dataloader,
     ),
-    *keywords("DeltaAugmentedDataset", {"base_dataset": _NO_BASES, "delta_cache": _NO_CACHES, "require_delta": NO_BOOLS}, _augmented),
+    *keywords(
+        "DeltaAugmentedDataset",
+        {"base_dataset": _NO_BASES, "delta_cache": _NO_CACHES, "require_delta": NO_BOOLS},
+        _augmented,
+    ),
     *keywords(
         "DnDDatasetWithDelta",
         {
@@ -90,7 +103,11 @@ ROWS: list[Row] = [
         },
         _wrapped,
     ),
-    *keywords("wrap_dnd_dataset", {"dataset_class": (None, 3, "DnD", lambda: None), "delta_cache_dir": _NO_CACHES}, _wrap),
+    *keywords(
+        "wrap_dnd_dataset",
+        {"dataset_class": (None, 3, "DnD", lambda: None), "delta_cache_dir": _NO_CACHES},
+        _wrap,
+    ),
     *[
         row
         for name, of in (
@@ -101,9 +118,19 @@ ROWS: list[Row] = [
         for row in (
             *each(f"{name}.__getitem__", "idx", _NO_INDICES, lambda w, v, of=of: of(w)[v]),
             *each(f"{name}.has_delta", "idx", _NO_INDICES, lambda w, v, of=of: of(w).has_delta(v)),
-            *each(f"{name}.get_checkpoint_path", "idx", _NO_INDICES, lambda w, v, of=of: of(w).get_checkpoint_path(v)),
+            *each(
+                f"{name}.get_checkpoint_path",
+                "idx",
+                _NO_INDICES,
+                lambda w, v, of=of: of(w).get_checkpoint_path(v),
+            ),
             *each(f"{name}.collate_fn", "batch", _NO_BATCHES, lambda w, v, of=of: of(w).collate_fn(v)),
         )
     ],
-    *each("DnDDatasetWithDelta.collate_fn_train", "batch", _NO_BATCHES, lambda w, v: w.wrapped.collate_fn_train(v)),
+    *each(
+        "DnDDatasetWithDelta.collate_fn_train",
+        "batch",
+        _NO_BATCHES,
+        lambda w, v: w.wrapped.collate_fn_train(v),
+    ),
 ]

@@ -10,7 +10,23 @@ from llgbm_shards import HeaderError, Layout, Module, ShardSet, StorageError, ch
 from misuse.rows import ENDLESS, HUGE, NO_PATHS, BytesPath, Row, World, each, keywords
 
 NO_DIGESTS = ("", "no digest", 3, b"0" * 64, True, "0" * 63, ["0" * 64])
-NO_SAMPLES = (None, 0.0, 1.5, True, b"x", "", "no key", "\0", -1, 12, HUGE, ENDLESS, [0], np.float64(0), np.array([0, 1]))
+NO_SAMPLES = (
+    None,
+    0.0,
+    1.5,
+    True,
+    b"x",
+    "",
+    "no key",
+    "\0",
+    -1,
+    12,
+    HUGE,
+    ENDLESS,
+    [0],
+    np.float64(0),
+    np.array([0, 1]),
+)
 NO_COLUMNS = (3, "key", b"key", [None], [3], ["key", "absent"], ["\ud800"], [["key"]], {"absent": 1}, True)
 
 
@@ -20,7 +36,9 @@ def _check(world: World, **wrong: Any) -> Any:
 
 def _layout(_: World, **wrong: Any) -> Layout:
     table = (Module(name="q", layer=0, in_features=4, out_features=4, first_token=0, tokens_a=1, tokens_b=1),)
-    return Layout(**{"dtype": "float32", "rank": 1, "chunk": 4, "token_order": "sorted", "modules": table, **wrong})
+    return Layout(
+        **{"dtype": "float32", "rank": 1, "chunk": 4, "token_order": "sorted", "modules": table, **wrong}
+    )
 
 
 ROWS: list[Row] = [

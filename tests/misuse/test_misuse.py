@@ -64,7 +64,8 @@ def test_misuse_is_refused_at_the_entrance(world: World, row: Row) -> None:
         row.call(world)
     error = caught.value
     assert isinstance(error, row.error)
-    assert error.what and (error.where or error.got)
+    assert error.what
+    assert error.where or error.got
     assert error.expected or error.got or error.do
     assert len(str(error).encode()) < 1500
 
