@@ -246,7 +246,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _last(path: Path | str | None) -> str:
     if path is None:
         return ""
-    name = Path(os.path.realpath(path)).name if Path(path).exists() else Path(without_credentials(str(path))).name
+    name = (
+        Path(os.path.realpath(path)).name
+        if Path(path).exists()
+        else Path(without_credentials(str(path))).name
+    )
     return name.encode(errors="backslashreplace").decode()
 
 

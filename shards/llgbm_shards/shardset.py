@@ -155,10 +155,8 @@ class ShardSet:
         """
         number = self._number.get(sample) if isinstance(sample, str) else as_index(sample)
         if number is None or not 0 <= number < len(self):
-            expected = f"a key, or a number below {len(self)}"
-            do = "`inspect` lists keys."
             raise UsageError(
-                "no such sample", where=str(self.path), expected=expected, got=shown(sample), do=do
+                "no such sample", where=str(self.path), got=shown(sample), do="`inspect` lists keys."
             )
         return number
 

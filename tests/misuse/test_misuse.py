@@ -100,4 +100,13 @@ def test_numbers_of_numpy_and_torch_are_numbers(world: World, number: Any) -> No
     assert world.opened.extents(number) == world.opened.extents(3)
     assert world.opened.read_sample(number).key == world.dataset[number]["keys"] == world.opened.keys[3]
     assert StreamingLoader(world.path, readers=number, batch_size=number).close() is None
+    assert (
+        world.raw.has_delta(number - 1) == world.wrapped.has_delta(number - 1) == world.augmented.has_delta(2)
+    )
     assert LoraTokenizer2D(rank=4 + number).layout(world.weights).rank == 7
+
+
+def test_the_largest_numbers_are_taken(world: World) -> None:
+    StreamingLoader(
+        world.path, readers=1024, prefetch_batches=1024, max_bad_samples=2**63 - 1, seed=2**64 - 1
+    ).close()
