@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,13 @@ class BatchPlan:
     def buffer_bytes(self, rows: int) -> int:
         """Bytes of the ring's buffer for a batch; 0 when tokens are not wanted."""
         return rows * self.tokens.host_bytes if self.tokens else 0
+
+    def host_bytes(self, rows: int) -> int:
+        """Bytes of all host tensors of a batch, but for a few flags a row."""
+        common = self.selection.common
+        scales = 8 * common.layout.num_tokens if "scales" in needed_members(common.fields) else 0
+        conditions = 16 * math.prod(self.conditions.shape) if self.conditions is not None else 0
+        return self.buffer_bytes(rows) + rows * (scales + conditions + 4 * common.delta_width)
 
     def allocate(self, rows: int, buffer: Buffer | None) -> HostBatch:
         """Host tensors of a batch. The big one lies on the buffer, the small ones are fresh.

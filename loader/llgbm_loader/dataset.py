@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections import Counter
@@ -13,8 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, whole_number
+from llgbm_loader.memory import refuse_too_large
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions
 from llgbm_loader.reader import SampleReader
+from llgbm_shards.arguments import as_index, shown, whole_number
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import Layout
 
@@ -51,7 +52,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         expect_digest: Digest that the set must have; one for each of several sets.
 
     Raises:
-        UsageError: An option cannot be used, or not with this set; no sample is chosen.
+        UsageError: An option cannot be used, or not with this set; no sample is chosen; one would not fit the memory
+            of this machine.
         DamageError: A set is unfinished or damaged.
         StorageError: A set cannot be read.
     """
@@ -104,6 +106,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _prepare(self) -> None:
         self._plan = BatchPlan.of(self._selection, self._options, on_device=False, pinned=False)
+        refuse_too_large(self._plan, rows=1, batches=1)
         self._local = threading.local()
         self._numbers: dict[str, int] | None = None
 
@@ -138,7 +141,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: No such number.
-            UsageError: No such key, or several sets have it.
+            UsageError: No such key, or several sets have it; or neither a number nor a key.
             DamageError: With shard, key and member.
         """
         number = self._number(sample)
@@ -154,7 +157,11 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def _number(self, sample: SupportsIndex | str) -> int:
         if isinstance(sample, str):
             return self._number_of_key(sample)
-        number = operator.index(sample)
+        number = as_index(sample)
+        if number is None:
+            raise UsageError(
+                "no such sample", where="sample", expected="a number or a key", got=shown(sample)
+            )
         if not -len(self) <= number < len(self):
             raise IndexError(f"no sample {number}: there are {len(self)}")
         return number % len(self)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from llgbm_shards.arguments import as_index, shown
 from llgbm_shards.errors import UsageError
 
 Tensors = dict[str, Tensor]
@@ -128,17 +129,19 @@ class AcceleratorOps:
         tensor.record_stream(stream)
 
 
-def parse_device(device: str | torch.device) -> torch.device:
+def parse_device(device: str | int | torch.device) -> torch.device:
     """A device by its name.
 
     Raises:
         UsageError: It is no device's name.
     """
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        if isinstance(device, str | torch.device) or as_index(device) is not None:
+            return torch.device(device)
+        raise TypeError(type(device).__name__)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
-            "not a device", where="option device", expected="cpu, cuda, cuda:1, ...", got=repr(device)
+            "not a device", where="option device", expected="cpu, cuda, cuda:1, ...", got=shown(device)
         ) from error
 
 

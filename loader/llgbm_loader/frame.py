@@ -15,6 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from llgbm_loader.tensors import FLOATS, require_floats
+from llgbm_shards.arguments import is_one_of, require, shown
 from llgbm_shards.errors import UsageError
 
 FRAMES: Final = ("dnd", "fp32", "none")
@@ -51,16 +53,20 @@ def frame_tokens(
         to change, else new memory or ``out``.
 
     Raises:
-        UsageError: An option is unknown, shapes disagree, or ``dtype`` cannot hold the codes.
+        UsageError: An option is unknown, something is no dense tensor of floats, shapes or devices disagree, or
+            ``dtype`` cannot hold the codes.
     """
+    _check(body, scales, frame, zero_std, dtype)
     wanted = dtype or body.dtype
-    _check(body, scales, frame, zero_std, wanted)
+    refuse_narrow_codes(frame, body.dtype, wanted)
     height, width = body.shape[-2:]
     if frame == "none":
         return _finish_body(body, scales, zero_std, wanted, out)
     shape = (*body.shape[:-2], height + _BORDER, width + _BORDER)
     tokens = (
-        torch.empty(shape, dtype=wanted, device=body.device) if out is None else _fits(out, shape, wanted)
+        torch.empty(shape, dtype=wanted, device=body.device)
+        if out is None
+        else _fits(out, shape, wanted, body.device)
     )
     inner = tokens[..., :height, :width]
     inner.copy_(body)
@@ -119,17 +125,21 @@ def unframe(tokens: Tensor) -> tuple[Tensor, Tensor]:
     wrote them with noise, and exact where they are equal. mean = m / 8; std = (exp(s - 1.6) - 0.1) / 0.9, at least 0.
 
     Args:
-        tokens: (N, H, W) or (B, N, H, W).
+        tokens: (N, H, W) or (B, N, H, W), floats.
 
     Returns:
         body (..., N, H-2, W-2), a view of ``tokens``, and scales (..., N, 2) float32; (0, 0) where a frame is NaN.
 
     Raises:
-        UsageError: The tokens are too small to have a frame.
+        UsageError: Not a dense tensor of floats, or too small to have a frame.
     """
+    require_floats("tokens", tokens)
     if tokens.ndim < 3 or min(tokens.shape[-2:]) <= _BORDER:
         raise UsageError(
-            "tokens have no frame", expected="(..., N, r+2, chunk+2)", got=f"{tuple(tokens.shape)}"
+            "tokens have no frame",
+            where="tokens",
+            expected="(..., N, r+2, chunk+2)",
+            got=f"{tuple(tokens.shape)}",
         )
     mean_code = _average(tokens[..., -2], tokens[..., -2:, 0:-2:2])
     std_code = _average(tokens[..., -1], tokens[..., -2:, 1:-2:2])
@@ -163,7 +173,7 @@ def _finish_body(
         if dtype == body.dtype and body.device.type == "cpu" and not bool((scales[..., 1] == 0).any()):
             return body
         out = torch.empty(body.shape, dtype=dtype, device=body.device)
-    _fits(out, tuple(body.shape), dtype)
+    _fits(out, tuple(body.shape), dtype, body.device)
     if out is not body:
         out.copy_(body)
     _mask_zero_std(out, scales, zero_std)
@@ -182,21 +192,28 @@ def _mask_zero_std(body: Tensor, scales: Tensor, zero_std: str) -> None:
     body.masked_fill_(constant[..., None, None], math.nan)
 
 
-def _fits(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if tuple(out.shape) != shape or out.dtype != dtype:
-        got = f"{out.dtype} {tuple(out.shape)}"
-        raise UsageError("out does not fit the tokens", expected=f"{dtype} {shape}", got=got)
+def _fits(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    require_floats("out", out)
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device:
+        expected, got = f"{dtype} {shape} on {device}", f"{out.dtype} {tuple(out.shape)} on {out.device}"
+        raise UsageError("out does not fit the tokens", where="out", expected=expected, got=got)
     return out
 
 
-def _check(body: Tensor, scales: Tensor, frame: str, zero_std: str, dtype: torch.dtype) -> None:
+def _check(body: Tensor, scales: Tensor, frame: str, zero_std: str, dtype: torch.dtype | None) -> None:
     for option, value, known in (("frame", frame, FRAMES), ("zero_std", zero_std, ZERO_STDS)):
-        if value not in known:
-            raise UsageError("unknown value", where=option, expected=" or ".join(known), got=repr(value))
+        if not is_one_of(value, known):
+            raise UsageError("unknown value", where=option, expected=" or ".join(known), got=shown(value))
+    require(is_one_of(dtype, (None, *FLOATS)), "option dtype", "a dtype of floats", dtype)
+    require_floats("body", body)
+    require_floats("scales", scales)
     if body.ndim not in (3, 4) or tuple(scales.shape) != (*body.shape[:-2], 2):
         got = f"{tuple(body.shape)} and {tuple(scales.shape)}"
-        raise UsageError("body and scales do not fit", expected="(..., N, r, chunk) and (..., N, 2)", got=got)
-    refuse_narrow_codes(frame, body.dtype, dtype)
+        expected = "(..., N, r, chunk) and (..., N, 2)"
+        raise UsageError("body and scales do not fit", where="scales", expected=expected, got=got)
+    if body.device != scales.device:
+        expected, got = f"{body.device}, as the body", f"{scales.device}"
+        raise UsageError("on another device", where="scales", expected=expected, got=got)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final
 
 import torch
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS
 from llgbm_loader.order import REMAINDERS
-from llgbm_shards.errors import UsageError
+from llgbm_shards.arguments import (
+    LEAST_SEED,
+    MOST_COUNT,
+    MOST_SEED,
+    MOST_WORKERS,
+    is_number,
+    is_one_of,
+    local_path,
+    require,
+    whole_number,
+)
 
 #: Fields a batch can be made of.
 FIELDS: Final = ("tokens", "scales", "condition", "delta")
@@ -24,6 +32,8 @@ VERIFY: Final = ("full", "first-epoch", "off")
 BAD_SAMPLE: Final = ("raise", "skip")
 _SHUFFLES: Final = (True, False, "shards")
 _MAY_BE_NONE: Final = ("num_texts", "rank", "world_size")
+#: With more, an epoch is read ahead: a batch takes some 100 MB.
+_MOST_AHEAD: Final = 1024
 _FLOATS: Final = (None, torch.float32, torch.float16, torch.bfloat16)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -67,7 +77,7 @@ class SelectOptions:
             _check(len(digests) == len(paths), "expect_digest", expected, digests)
         _listed("columns", columns, str, "a list of names of text columns of the index", least=0)
         # Shards are opened when they are read: a change of directory until then must not lead elsewhere.
-        absolute = tuple(Path(path).absolute() for path in paths)
+        absolute = tuple(local_path("option path", path).absolute() for path in paths)
         return cls(
             paths=absolute,
             split=split,
@@ -96,7 +106,7 @@ class ReadOptions:
         max_text_length: Ids of a condition at most.
         padding: ``max_length``, or ``longest`` of the batch.
         verify: ``full``, ``first-epoch`` or ``off``.
-        seed: Seed of the order and of the draws.
+        seed: Seed of the order and of the draws, -2**63 to 2**64 - 1 as for ``torch.manual_seed``.
     """
 
     fields: Sequence[str] | None = None
@@ -124,7 +134,8 @@ class ReadOptions:
         _choice("padding", self.padding, PADDINGS)
         _choice("verify", self.verify, VERIFY)
         _probability("mix", self.mix)
-        _integers(self, num_texts=1, max_text_length=1, seed=None)
+        _integers(self, num_texts=1, max_text_length=1)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed, LEAST_SEED, MOST_SEED))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +151,8 @@ class StreamOptions:
         remainder: ``drop`` or ``pad``.
         on_bad_sample: ``raise`` or ``skip``.
         max_bad_samples: Under ``skip``, how many damaged samples are let pass before it raises after all.
-        readers: Reader threads.
-        prefetch_batches: Batches read ahead.
+        readers: Reader threads, at most 1,024: some hundred keep any store busy, and some thousand a process cannot have.
+        prefetch_batches: Batches read ahead, at most 1,024.
     """
 
     batch_size: int = 8
@@ -159,39 +170,25 @@ class StreamOptions:
         _choice("shuffle", self.shuffle, _SHUFFLES)
         _choice("remainder", self.remainder, REMAINDERS)
         _choice("on_bad_sample", self.on_bad_sample, BAD_SAMPLE)
-        _integers(self, batch_size=1, max_bad_samples=0, readers=1, prefetch_batches=1)
-        _integers(self, rank=0, world_size=1)
+        _integers(self, batch_size=1, max_bad_samples=0, rank=0, world_size=1)
+        for name, most in (("readers", MOST_WORKERS), ("prefetch_batches", _MOST_AHEAD)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, most))
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    found = any(value is item or (type(value) is type(item) and value == item) for item in allowed)
-    _check(found, name, "one of " + ", ".join(map(_show, allowed)), value)
+    _check(is_one_of(value, allowed), name, "one of " + ", ".join(map(repr, allowed)), value)
 
 
-def whole_number(name: str, value: SupportsIndex, least: int | None) -> int:
-    """The value as an int: numpy's whole numbers are as good as Python's; a bool, a float and a text are none.
-
-    Raises:
-        UsageError: Not a whole number, or less than ``least``.
-    """
-    expected = "a whole number" if least is None else f"a whole number, {least} or more"
-    _check(isinstance(value, Integral) and not isinstance(value, bool), name, expected, value)
-    number = operator.index(value)
-    _check(least is None or number >= least, name, expected, value)
-    return number
-
-
-def _integers(options: ReadOptions | StreamOptions, **least: int | None) -> None:
+def _integers(options: ReadOptions | StreamOptions, **least: int) -> None:
     """Make ints of the options of these names, each with the least value it may have; None where it may be None."""
     for name, bound in least.items():
         value = getattr(options, name)
         if value is not None or name not in _MAY_BE_NONE:
-            object.__setattr__(options, name, whole_number(name, value, bound))
+            object.__setattr__(options, name, whole_number(name, value, bound, MOST_COUNT))
 
 
 def _probability(name: str, value: Any) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    _check(number and 0 <= value <= 1, name, "a probability, 0 to 1", value)
+    _check(is_number(value) and 0 <= value <= 1, name, "a probability, 0 to 1", value)
 
 
 def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str, *, least: int = 1) -> None:
@@ -201,8 +198,4 @@ def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str
 
 
 def _check(right: bool, name: str, expected: str, got: Any) -> None:
-    if not right:
-        raise UsageError("cannot be used", where=f"option {name}", expected=expected, got=_show(got)[:200])
-
-
-_show: Callable[[Any], str] = repr
+    require(right, f"option {name}", expected, got)

@@ -101,8 +101,9 @@ class StreamState:
         Raises:
             UsageError: It is no state, or one of another set, split, filter, seed or shuffle.
         """
-        if not isinstance(saved, dict) or saved.get("version") != VERSION:
-            got = saved.get("version") if isinstance(saved, dict) else type(saved).__name__
+        version = saved.get("version") if isinstance(saved, dict) else None
+        if type(version) is not int or version != VERSION:
+            got = version if isinstance(saved, dict) else type(saved).__name__
             raise UsageError("not a loader's state", expected=f"version {VERSION}", got=f"{got!r:.100}")
         self._refuse_other(saved)
         epoch: Any = saved.get("epoch")

@@ -9,9 +9,10 @@ import torch
 import webdataset
 
 from llgbm_loader.device import device_ops, parse_device
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions, whole_number
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions
 from llgbm_loader.stats import LoaderStats
 from llgbm_loader.stream_source import StreamSource
+from llgbm_shards.arguments import whole_number
 from llgbm_shards.layout import Layout
 
 
@@ -54,14 +55,15 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         on_bad_sample: ``raise``, or ``skip``: a damaged sample becomes a row of zeros that is not valid.
         max_bad_samples: Under ``skip``, raise after all beyond this many damaged samples; each counts once, however
             many epochs it comes in.
-        readers: Reader threads.
-        prefetch_batches: Batches read ahead; memory is that of these and one more.
+        readers: Reader threads, at most 1,024: some hundred keep any store busy, and some thousand a process cannot have.
+        prefetch_batches: Batches read ahead, at most 1,024; memory is that of these and one more.
         verify: ``full``: the digest of all that is read; ``first-epoch``: of each sample when this loader reads it for
             the first time, in whatever epoch that is; ``off``.
         expect_digest: Digest that the set must have; one for each of several sets.
 
     Raises:
-        UsageError: An option cannot be used, or not with this set; no sample is chosen.
+        UsageError: An option cannot be used, or not with this set; no sample is chosen; the batches read ahead would
+            not fit the memory of this machine.
         DamageError: A set is unfinished or damaged.
         StorageError: A set cannot be read.
     """

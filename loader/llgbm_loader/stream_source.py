@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import DeviceOps, SideStream
 from llgbm_loader.feed import Feed
+from llgbm_loader.memory import refuse_too_large
 from llgbm_loader.options import ReadOptions, StreamOptions
 from llgbm_loader.order import PADDING_ROW, Slices, epoch_order
 from llgbm_loader.ranks import resolve_ranks
@@ -54,6 +55,7 @@ class StreamSource:
         pinned = ops is not None and ops.pinned
         self._plan = BatchPlan.of(selection, read, on_device=ops is not None, pinned=pinned)
         _refuse_no_batch(self._slices)
+        refuse_too_large(self._plan, stream.batch_size, stream.prefetch_batches + 1)
         self._side = SideStream(ops) if ops is not None else None
         nbytes = self._plan.buffer_bytes(stream.batch_size)
         capacity = stream.prefetch_batches + 1

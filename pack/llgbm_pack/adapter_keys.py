@@ -91,7 +91,7 @@ def pair_keys(keys: Iterable[str], where: str) -> dict[str, PairKeys]:
             )
         module[found["side"]] = (key, found["adapter"] or "")
     if not sides:
-        raise CheckpointError("not a LoRA adapter: it holds no tensors", where=where)
+        raise CheckpointError("not a LoRA adapter: it holds no tensors", where=where, do=_ONLY_PAIRS)
     return {name: _complete(module, where) for name, module in sorted(sides.items())}
 
 

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llgbm_pack.begin import PLAN_NAME, begin
 from llgbm_pack.commit import commit_set
@@ -22,11 +22,13 @@ from llgbm_pack.replace import clear, refuse_foreign, replacement_directory, swa
 from llgbm_pack.report import PackReport
 from llgbm_pack.shard_record import PACK_DIRECTORY, ShardRecord, finished_record, load_record
 from llgbm_pack.survey import Skip
+from llgbm_shards.arguments import require
 from llgbm_shards.errors import PlanError, UsageError
 from llgbm_shards.record import RECORD_NAME
 from llgbm_shards.storage import fsync_directory, make_directory, remove_temporary, storage_errors
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What a build tells while it runs; all calls come from the calling thread."""
 
@@ -70,7 +72,8 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
         StorageError: The output cannot be written or is locked; finished shards are kept.
     """
     start = time.monotonic()
-    progress = progress or _Silent()
+    progress = _Silent() if progress is None else progress
+    require(isinstance(progress, Progress), "progress", "planned() and advanced()", progress)
     out = _place(options)
     plan = make_plan(options, out)
     if options.strict and (plan.skipped or plan.notes):  # Known before hours of packing.
@@ -102,6 +105,7 @@ def plan_build(options: PackOptions) -> Plan:
 
 def _place(options: PackOptions) -> Path:
     """Where the shards go; what can be refused now is refused now, for the plan may take long."""
+    require(isinstance(options, PackOptions), "options", "PackOptions", options)
     refuse_foreign(options.out)
     refuse_locked(options.out / PACK_DIRECTORY)
     if options.overwrite:

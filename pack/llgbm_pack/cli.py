@@ -18,7 +18,7 @@ from llgbm_pack.cli_check import CheckArguments, check_options, run_check
 from llgbm_pack.cli_options import BuildArguments, Output, build_options, output_options, repair_options
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import LlgbmError
-from llgbm_shards.printable import printable, printable_json
+from llgbm_shards.printable import escape_unwritable, printable, printable_json
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -38,6 +38,7 @@ class _Command(click.Command):
 def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a click program; every error of the project ends in one message and its exit code."""
     kwargs["standalone_mode"] = False
+    escape_unwritable(sys.stdout)
     try:
         code = run(*args, **kwargs)
         sys.stdout.flush()

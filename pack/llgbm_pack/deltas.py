@@ -32,6 +32,7 @@ from llgbm_pack.delta_write import (
     unicode_path,
 )
 from llgbm_pack.join import join_deltas
+from llgbm_shards.arguments import local_path
 from llgbm_shards.errors import CheckpointError, UsageError
 
 __all__ = ["DeltaCache", "DeltaEntry", "LagCorrelation", "LoadedDelta", "delta_lag_correlation"]
@@ -44,10 +45,13 @@ class DeltaCache:
 
     Args:
         cache_dir: The directory. It need not exist before something is saved.
+
+    Raises:
+        UsageError: Not a path.
     """
 
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = local_path("cache_dir", cache_dir)
         self._signature: tuple[object, ...] = ()
         self._manifest: dict[str, Any] = {"adapters": {}}
         self._entries: tuple[DeltaEntry, ...] = ()

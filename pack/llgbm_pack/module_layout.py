@@ -8,9 +8,12 @@ from typing import Final
 
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import TOKEN_ORDERS, Layout, Module
+from llgbm_shards.ustar import MAX_MEMBER_BYTES
 
 #: Prefix PEFT puts before the name a module has in the base model.
 PEFT_PREFIX: Final = "base_model.model."
+#: Most rows or columns of a piece: an index keeps the rank in 32 bits.
+MOST_SIZE: Final = 2**31 - 1
 #: Order of a layer's modules in Drag-and-Drop-LLMs, by the last component of the name.
 DND_ORDER: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
 
@@ -72,7 +75,7 @@ def make_layout(
 
     Raises:
         CheckpointError: There are no modules, or one has an empty side or more rows than ``rank``.
-        UsageError: ``chunk``, ``rank`` or ``token_order`` cannot be used.
+        UsageError: ``chunk``, ``rank`` or ``token_order`` cannot be used, or a body would be too large.
     """
     _check(shapes, chunk, rank)
     chunk = chunk or math.gcd(*(width for _, *widths in shapes.values() for width in widths))
@@ -93,7 +96,12 @@ def make_layout(
         )
         token += modules[-1].tokens_a + modules[-1].tokens_b
     rank = rank or max(shape[0] for shape in shapes.values())
-    return Layout(dtype=dtype, rank=rank, chunk=chunk, token_order=token_order, modules=tuple(modules))
+    layout = Layout(dtype=dtype, rank=rank, chunk=chunk, token_order=token_order, modules=tuple(modules))
+    if layout.body_bytes > MAX_MEMBER_BYTES:
+        expected, got = f"at most {MAX_MEMBER_BYTES} bytes", f"{layout.body_bytes}"
+        do = "Take a smaller rank or chunk."
+        raise UsageError("a body too large for a tar", where="rank, chunk", expected=expected, got=got, do=do)
+    return layout
 
 
 def _check(shapes: Mapping[str, tuple[int, int, int]], chunk: int | None, rank: int | None) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llgbm_pack.module_layout import MOST_SIZE
+from llgbm_shards.arguments import (
+    MOST_COUNT,
+    MOST_WORKERS,
+    as_index,
+    is_number,
+    is_one_of,
+    is_text,
+    local_path,
+    require,
+    shown,
+)
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
@@ -17,6 +28,15 @@ FORMS: Final = ("prompt", "answer", "prompt_answer")
 MISSING_DELTA: Final = ("error", "skip", "zeros")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 SPLIT_BY: Final = ("task", "checkpoint")
+#: The largest value of each count.
+_MOST: Final = {
+    "rank": MOST_SIZE,
+    "chunk": MOST_SIZE,
+    "max_texts": MOST_COUNT,
+    "limit": MOST_COUNT,
+    "shard_bytes": MOST_COUNT,
+    "workers": MOST_WORKERS,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +68,8 @@ class PackOptions:
         limit: Only the first N checkpoints in path order.
         shard_bytes: Target size of a shard, in bytes of bodies.
         seed: Seeds order, split and choices.
-        workers: Worker processes; None means one a core this process may use.
+        workers: Worker processes, at most 1,024, which no machine has cores for; None means one a core this process
+            may use.
         strict: Commit nothing if anything is skipped or warned about.
         overwrite: Replace a finished set; it stays until the new one is complete.
     """
@@ -81,10 +102,15 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         for name in ("zoo", "out", "deltas", "texts"):
-            _set(self, name, _path(name, getattr(self, name)))
+            _set(self, name, path_option(name, getattr(self, name), optional=name not in ("zoo", "out")))
+        _set(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
         for name in ("forms", "include", "exclude"):
             _set(self, name, _strings(name, getattr(self, name)))
-        _set(self, "maps", _pairs(self.maps))
+        _set(self, "maps", pairs_option(self.maps))
+        require(is_text(self.joiner), "joiner", "text", self.joiner)
+        for name in ("strict", "overwrite"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "True or False", value)
         _one_of("missing_delta", self.missing_delta, MISSING_DELTA)
         _one_of("token_order", self.token_order, TOKEN_ORDERS)
         _one_of("dtype", self.dtype, DTYPES)
@@ -95,19 +121,26 @@ class PackOptions:
             raise UsageError(
                 "each form once, at least one", where="forms", got=", ".join(self.forms) or "none"
             )
-        for name in ("rank", "chunk", "max_texts", "limit", "shard_bytes", "workers"):
-            value = getattr(self, name)
-            if (value is not None or name == "shard_bytes") and not (_is_count(value) and value > 0):
-                raise UsageError("must be at least 1", where=name, expected="a whole number", got=repr(value))
-        if self.alpha is not None and not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
-            raise UsageError("must be a positive number", where="alpha", got=repr(self.alpha))
-        if not (_is_count(self.seed) and -(2**63) <= self.seed < 2**63):
-            raise UsageError("must fit 64 bits", where="seed", expected="a whole number", got=repr(self.seed))
-        if not (_is_number(self.split) and 0 <= self.split < 1):
-            raise UsageError(
-                "must be a fraction", where="split", expected="0 <= val < 1", got=repr(self.split)
-            )
+        self._check_numbers()
         _separate(self.zoo, self.out)
+
+    def _check_numbers(self) -> None:
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None or name == "shard_bytes":
+                _set(self, name, _count(name, value, most))
+        if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
+            raise UsageError("must be a positive number", where="alpha", got=shown(self.alpha))
+        seed = as_index(self.seed)
+        if seed is None or not -(2**63) <= seed < 2**63:
+            raise UsageError(
+                "must fit 64 bits", where="seed", expected="a whole number", got=shown(self.seed)
+            )
+        _set(self, "seed", seed)
+        if not (is_number(self.split) and 0 <= self.split < 1):
+            raise UsageError(
+                "must be a fraction", where="split", expected="0 <= val < 1", got=shown(self.split)
+            )
 
     @property
     def worker_count(self) -> int:
@@ -144,62 +177,86 @@ def _set(options: PackOptions, name: str, value: object) -> None:
     object.__setattr__(options, name, value)  # frozen for everybody else
 
 
-def _path(name: str, value: object) -> Path | None:
-    if value is None and name not in ("zoo", "out"):
+def path_option(name: str, value: object, *, optional: bool) -> Path | None:
+    """A path that a set can record.
+
+    Raises:
+        UsageError: It is none, or not UTF-8.
+    """
+    if value is None and optional:
         return None
-    if not isinstance(value, str | os.PathLike):
-        raise UsageError("not a path", where=name, got=repr(value))
-    path = Path(value)
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise UsageError(
-            "the path is not UTF-8", where=name, got=shown, do="Rename the directory, or link to it."
-        ) from error
+    path = local_path(name, value)
+    if not is_text(str(path)):
+        shown_bytes = os.fsencode(path).decode("utf-8", "backslashreplace")
+        do = "Rename the directory, or link to it."
+        raise UsageError("the path is not UTF-8", where=name, got=shown_bytes, do=do)
     return path
 
 
+def tokenizer_option(value: object) -> str | None:
+    """The name or directory of a text tokenizer.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if value is None:
+        return None
+    local_path("text_tokenizer", value)
+    require(value != "", "text_tokenizer", "a name or a directory", value)
+    return str(value)
+
+
 def _strings(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=repr(value))
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=shown(value))
     strings = tuple(value)
-    if not all(isinstance(item, str) for item in strings):
-        raise UsageError("not a sequence of strings", where=name, got=repr(strings))
+    if not all(map(is_text, strings)):
+        raise UsageError(
+            "not a sequence of strings", where=name, expected="UTF-8 text each", got=shown(strings)
+        )
     return strings
 
 
-def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+def pairs_option(value: object) -> tuple[tuple[str, str], ...]:
+    """Pairs of prefixes, (old, new).
+
+    Raises:
+        UsageError: They are none, or an old one is empty.
+    """
     rows = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     pairs = [_strings("maps", row) for row in rows]
     if not all(len(pair) == 2 and pair[0] for pair in pairs):
-        raise UsageError("not pairs", where="maps", expected="(old, new) prefixes", got=repr(value))
+        raise UsageError("not pairs", where="maps", expected="(old, new) prefixes", got=shown(value))
     return tuple((old, new) for old, new in pairs)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_count(value) or isinstance(value, float)
+def _count(name: str, value: object, most: int) -> int:
+    number = as_index(value)
+    if number is None or number < 1:
+        raise UsageError("must be at least 1", where=name, expected="a whole number", got=shown(value))
+    require(number <= most, name, f"at most {most}", value)
+    return number
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:  # also what is no string at all
-        raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=repr(value))
+    if not is_one_of(value, allowed):
+        raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=shown(value))
 
 
 def _last(path: Path | str | None) -> str:
     if path is None:
         return ""
-    name = Path(path).resolve().name if Path(path).exists() else Path(without_credentials(str(path))).name
+    name = (
+        Path(os.path.realpath(path)).name
+        if Path(path).exists()
+        else Path(without_credentials(str(path))).name
+    )
     return name.encode(errors="backslashreplace").decode()
 
 
 def _separate(zoo: Path, out: Path) -> None:
     """A set inside the zoo would be walked as part of it; a zoo inside the set would be swapped away."""
-    inside, outside = out.resolve(), zoo.resolve()
+    inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(zoo))
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise UsageError(
             "zoo and output overlap",

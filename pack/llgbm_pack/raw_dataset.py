@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
@@ -15,16 +13,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llgbm_pack.conditions import form_text
-from llgbm_pack.options import FORMS
+from llgbm_pack.options import FORMS, pairs_option
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas, Maps
-from llgbm_pack.raw_values import collate_items, condition_tensors
+from llgbm_pack.raw_values import collate_items, condition_tensors, item_number, require_batch
 from llgbm_pack.raw_weights import own_tokenizer, tokenize_file
 from llgbm_pack.raw_zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.survey import Skip
+from llgbm_shards.arguments import (
+    MOST_COUNT,
+    MOST_WORKERS,
+    is_one_of,
+    is_text,
+    local_path,
+    require,
+    whole_number,
+)
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3
+#: Ids of a condition at most: no model reads more, and each item has memory for all of them.
+_MOST_IDS = 1 << 24
 
 
 class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the name users know
@@ -74,15 +83,17 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         maps: Maps = (),
         columns: Sequence[str] = (),
     ) -> None:
-        if condition_type not in FORMS:
-            raise UsageError(
-                "unknown value", where="condition_type", expected=", ".join(FORMS), got=repr(condition_type)
-            )
-        self.checkpoint_folder = Path(checkpoint_folder)
+        require(is_one_of(condition_type, FORMS), "condition_type", ", ".join(FORMS), condition_type)
+        has_tokenize = callable(getattr(lora_tokenizer, "tokenize", None))
+        require(has_tokenize, "lora_tokenizer", "an object with tokenize(weights)", lora_tokenizer)
+        require(callable(text_tokenizer), "text_tokenizer", "a transformers tokenizer", text_tokenizer)
+        require(isinstance(require_delta, bool), "require_delta", "True or False", require_delta)
+        require(is_text(joiner), "joiner", "text", joiner)
+        self.checkpoint_folder = local_path("checkpoint_folder", checkpoint_folder)
         self.lora_tokenizer = lora_tokenizer
         self.text_tokenizer = _padding(text_tokenizer)
         self.delta_cache = delta_cache
-        self.max_text_length = max_text_length
+        self.max_text_length = whole_number("max_text_length", max_text_length, 1, _MOST_IDS)
         self.condition_type = condition_type
         self.joiner = joiner
         self.columns = checked_columns(columns)
@@ -91,9 +102,9 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             DeltaSource(delta_cache),
             own_tokenizer(lora_tokenizer),
             require_delta=require_delta,
-            texts=None if texts is None else Path(texts),
+            texts=None if texts is None else local_path("texts", texts),
             tasks="task" in self.columns,
-            maps=maps,
+            maps=pairs_option(maps),
         )
         self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
         self.checkpoint_paths = zoo.found
@@ -121,7 +132,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             CheckpointError: The checkpoint or its delta has changed and cannot be used any more.
             StorageError: It cannot be read.
         """
-        checkpoint = self._checkpoints[operator.index(idx)]
+        checkpoint = self._checkpoints[item_number(idx)]
         tokens, scales = tokenize_file(
             checkpoint.weights, self.lora_tokenizer, self._layout, where=checkpoint.path
         )
@@ -140,11 +151,11 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
 
     def get_checkpoint_path(self, idx: SupportsIndex) -> str:
         """Path of an item, as in its ``checkpoint_path``; no file is read."""
-        return str(self.valid_checkpoints[operator.index(idx)])
+        return str(self.valid_checkpoints[item_number(idx)])
 
     def has_delta(self, idx: SupportsIndex) -> bool:
         """Whether an item has a delta; no file is read."""
-        return self._checkpoints[operator.index(idx)].delta is not None
+        return self._checkpoints[item_number(idx)].delta is not None
 
     @staticmethod
     def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,8 +164,9 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         ``checkpoint_path`` is left out, so that all values go to a device where no columns are asked for.
 
         Raises:
-            UsageError: Tensors of different shapes.
+            UsageError: Not a batch of samples, or tensors of different shapes.
         """
+        require_batch(batch, Mapping)
         return collate_items(
             [
                 {key: value for key, value in sample.items() if isinstance(value, Tensor) or key in COLUMNS}
@@ -207,7 +219,7 @@ def create_dataloader(
         text_tokenizer: Tokenizer of texts.
         delta_cache: The deltas.
         batch_size: Rows of a batch.
-        num_workers: Worker processes.
+        num_workers: Worker processes, 0 to 1,024.
         shuffle: Whether to shuffle.
         condition_type: ``prompt`` or ``prompt_answer``.
         max_text_length: Ids of a condition.
@@ -226,6 +238,9 @@ def create_dataloader(
         UsageError: As the dataset; or no checkpoint can be used, and why not.
         StorageError: As the dataset.
     """
+    rows = whole_number("batch_size", batch_size, 1, MOST_COUNT)
+    workers = whole_number("num_workers", num_workers, 0, MOST_WORKERS)
+    require(isinstance(shuffle, bool), "shuffle", "True or False", shuffle)
     dataset = Text2Qwen25LoRA_DeltaDataset(
         checkpoint_folder,
         lora_tokenizer,
@@ -240,15 +255,15 @@ def create_dataloader(
         columns=columns,
     )
     if not len(dataset):
-        rows = [f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped]
+        reasons = [f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped]
         raise UsageError(
-            "no checkpoint can be used", where=str(checkpoint_folder), got="; ".join(rows) or "none found"
+            "no checkpoint can be used", where=str(checkpoint_folder), got="; ".join(reasons) or "none found"
         )
     return DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=rows,
         shuffle=shuffle,
-        num_workers=num_workers,
+        num_workers=workers,
         collate_fn=dataset.collate_fn,
         pin_memory=torch.cuda.is_available(),
     )

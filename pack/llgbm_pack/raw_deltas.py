@@ -18,6 +18,7 @@ from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.join import Match, join_deltas
+from llgbm_shards.arguments import require
 from llgbm_shards.errors import CheckpointError, UsageError
 
 Maps = Sequence[tuple[str, str]]
@@ -48,7 +49,9 @@ class DeltaSource:
                 expected="a DeltaCache or its directory",
                 got=repr(cache)[:80],
             )
-        self._arrays = {os.fspath(path): delta for path, delta in opened.get_all_deltas().items()}
+        arrays = opened.get_all_deltas()
+        require(isinstance(arrays, Mapping), "delta_cache.get_all_deltas()", "arrays by path", arrays)
+        self._arrays = {os.fspath(path): delta for path, delta in arrays.items()}
         self.entries = tuple(
             DeltaEntry(key=path, name="", path=path, file=Path(path)) for path in self._arrays
         )

@@ -16,6 +16,7 @@ from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_pack.join import checkpoint_parts
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.survey import Skip
+from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -44,9 +45,13 @@ class ItemDeltas:
     Args:
         base: The base dataset.
         source: The deltas.
+
+    Raises:
+        UsageError: The base dataset has no length or no items.
     """
 
     def __init__(self, base: Any, source: DeltaSource) -> None:
+        _require_items(base)
         self._base = base
         self._source = source
         self._paths: list[str | None] | None = known_paths(base)
@@ -142,6 +147,12 @@ class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+
+def _require_items(base: object) -> None:
+    """Raises UsageError when a base dataset has no items to be asked for by number."""
+    right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
+    require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
 
 
 def known_paths(base: Any) -> list[str | None] | None:

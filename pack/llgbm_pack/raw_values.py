@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llgbm_shards.arguments import require, whole_number
 from llgbm_shards.errors import UsageError
 
 #: Keys of a text tokenizer's output.
@@ -32,6 +33,25 @@ def as_tensor(value: object, where: str) -> Tensor:
         return torch.from_numpy(np.require(native, requirements=["C", "W"]))
     except TypeError as error:
         raise UsageError("array of a dtype that torch has not", where=where, got=f"{value.dtype}") from error
+
+
+def item_number(idx: object) -> int:
+    """The number of an item as a list takes it; out of range it is an IndexError there.
+
+    Raises:
+        UsageError: No number.
+    """
+    return whole_number("idx", idx)
+
+
+def require_batch(batch: object, kind: type | tuple[type, ...]) -> None:
+    """Refuse what is not a list of one or more items of a kind.
+
+    Raises:
+        UsageError: It is not.
+    """
+    right = isinstance(batch, list | tuple) and len(batch) > 0 and all(isinstance(one, kind) for one in batch)
+    require(right, "batch", "a list of one or more items of the dataset", batch)
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -16,8 +15,9 @@ from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas
 from llgbm_pack.raw_items import DeltaSample, collate_tuples, tokens_and_condition
 from llgbm_pack.raw_paths import DeltaMap, ItemDeltas
-from llgbm_pack.raw_values import collate_items
+from llgbm_pack.raw_values import collate_items, item_number, require_batch
 from llgbm_pack.survey import Skip
+from llgbm_shards.arguments import is_number, require
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
     """
 
     def __init__(self, base_dataset: Any, delta_cache: Any, require_delta: bool = True) -> None:
+        require(isinstance(require_delta, bool), "require_delta", "True or False", require_delta)
         self.base_dataset = base_dataset
         self.delta_cache = delta_cache
         self.require_delta = require_delta
@@ -79,7 +80,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         Raises:
             UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
         """
-        place = self._find()[operator.index(idx)]
+        place = self._find()[item_number(idx)]
         item = self.base_dataset[place]
         delta, found = _delta(self._deltas, place, item)
         tokens, condition = tokens_and_condition(item)
@@ -87,11 +88,11 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
 
     def has_delta(self, idx: SupportsIndex) -> bool:
         """Whether an item has a delta; the item is not read."""
-        return self._deltas.entry(self._find()[operator.index(idx)]) is not None
+        return self._deltas.entry(self._find()[item_number(idx)]) is not None
 
     def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
         """Path of an item's checkpoint, None when the base dataset gives it none."""
-        return self._deltas.paths[self._find()[operator.index(idx)]]
+        return self._deltas.paths[self._find()[item_number(idx)]]
 
     @staticmethod
     def collate_fn(batch: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -102,8 +103,9 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
             has_delta (B,) bool, absent when the items are plain tuples.
 
         Raises:
-            UsageError: Tensors of different shapes.
+            UsageError: Not a batch of items, or tensors of different shapes.
         """
+        require_batch(batch, (tuple, list))
         return collate_tuples(batch, ("tokens", "condition", "delta"))
 
     def _find(self) -> list[int]:
@@ -143,7 +145,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
         delta_cache_dir: Any = "deltas",
         fallback_delta_norm: float = 0.0,
     ) -> None:
-        if fallback_delta_norm != 0:
+        if not is_number(fallback_delta_norm) or fallback_delta_norm != 0:
             raise UsageError(
                 "a missing delta can only be zeros",
                 where="fallback_delta_norm",
@@ -196,7 +198,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
             UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
         """
         self._check()
-        place = range(len(self.base_dataset))[operator.index(idx)]
+        place = range(len(self.base_dataset))[item_number(idx)]
         item = self.base_dataset[place]
         delta, found = _delta(self._deltas, place, item)
         if isinstance(item, Mapping):
@@ -207,11 +209,11 @@ class DnDDatasetWithDelta(Dataset[Any]):
 
     def has_delta(self, idx: SupportsIndex) -> bool:
         """Whether an item has a delta; the item is not read."""
-        return self._deltas.entry(range(len(self))[operator.index(idx)]) is not None
+        return self._deltas.entry(range(len(self))[item_number(idx)]) is not None
 
     def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
         """Path of an item's checkpoint, None when the base dataset gives it none."""
-        return self._deltas.paths[operator.index(idx)]
+        return self._deltas.paths[item_number(idx)]
 
     def collate_fn_train(self, batch: Sequence[Any]) -> dict[str, Any]:
         """A batch of items.
@@ -221,8 +223,9 @@ class DnDDatasetWithDelta(Dataset[Any]):
             tensors and tokenizer outputs stacked, other values in lists.
 
         Raises:
-            UsageError: Tensors of different shapes, maps of different keys.
+            UsageError: Not a batch of items; tensors of different shapes, maps of different keys.
         """
+        require_batch(batch, (tuple, list, Mapping))
         if isinstance(batch[0], Mapping):
             return collate_items(batch)
         names = ("tokens", "delta") if len(batch[0]) == 2 else ("tokens", "condition", "delta")
@@ -253,6 +256,7 @@ def wrap_dnd_dataset(
         UsageError: As :class:`DnDDatasetWithDelta`.
         StorageError: As :class:`DnDDatasetWithDelta`.
     """
+    require(callable(dataset_class), "dataset_class", "a class", dataset_class)
     return DnDDatasetWithDelta(dataset_class(**dataset_kwargs), delta_cache_dir)
 
 

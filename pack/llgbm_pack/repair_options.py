@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack.options import PackOptions
+from llgbm_pack.options import PackOptions, pairs_option, path_option, tokenizer_option
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_shards.errors import UsageError
-from llgbm_shards.record import CommitRecord
+from llgbm_shards.record import CommitRecord, checked_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairOptions:
-    """Options of a repair; the names are those of ``llgbm-pack repair``.
+    """Options of a repair; the names are those of ``llgbm-pack repair``. What cannot be is a UsageError.
 
     Attributes:
         out: The set.
@@ -34,6 +34,15 @@ class RepairOptions:
     text_tokenizer: str | None = None
     maps: tuple[tuple[str, str], ...] = ()
     expect_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("out", "zoo", "deltas", "texts"):
+            optional = name in ("deltas", "texts")
+            object.__setattr__(self, name, path_option(name, getattr(self, name), optional=optional))
+        object.__setattr__(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
+        object.__setattr__(self, "maps", pairs_option(self.maps))
+        if self.expect_digest is not None:
+            object.__setattr__(self, "expect_digest", checked_digest(self.expect_digest))
 
 
 def pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS, frame_tokens, unframe
+from llgbm_loader.tensors import is_dense, kind_of, require_values
 from llgbm_pack.adapter_keys import pair_keys
 from llgbm_pack.decode import decode_body
 from llgbm_pack.encode import BodyEncoder
-from llgbm_pack.module_layout import make_layout, peft_key
+from llgbm_pack.module_layout import MOST_SIZE, make_layout, peft_key
+from llgbm_shards.arguments import is_one_of, shown, whole_number
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import PADDING_BITS, TOKEN_ORDERS, Layout
 
@@ -47,13 +49,13 @@ class LoraTokenizer2D:
             ("frame", frame, FRAMES),
             ("zero_std", zero_std, ZERO_STDS),
         ):
-            if value not in known:
-                raise UsageError("unknown value", where=option, expected=" or ".join(known), got=repr(value))
+            if not is_one_of(value, known):
+                raise UsageError("unknown value", where=option, expected=" or ".join(known), got=shown(value))
         self.order = order
         self.frame = frame
         self.zero_std = zero_std
-        self.chunk = chunk
-        self.rank = rank
+        self.chunk = None if chunk is None else whole_number("chunk", chunk, 1, MOST_SIZE)
+        self.rank = None if rank is None else whole_number("rank", rank, 1, MOST_SIZE)
 
     def layout(self, weights: Mapping[str, Tensor]) -> Layout:
         """The layout of these weights' tokens.
@@ -63,7 +65,7 @@ class LoraTokenizer2D:
 
         Raises:
             CheckpointError: A key or tensor cannot be tokenized; it is named.
-            UsageError: ``chunk`` or ``rank`` cannot be used.
+            UsageError: Not a mapping of keys to tensors; ``chunk`` or ``rank`` cannot be used.
         """
         return self._layout(_pairs(weights))
 
@@ -79,7 +81,7 @@ class LoraTokenizer2D:
 
         Raises:
             CheckpointError: A key or tensor cannot be tokenized; it is named.
-            UsageError: ``chunk`` or ``rank`` cannot be used.
+            UsageError: Not a mapping of keys to tensors; ``chunk`` or ``rank`` cannot be used.
         """
         pairs = _pairs(weights)
         layout = self._layout(pairs)
@@ -104,9 +106,12 @@ class LoraTokenizer2D:
             Keys to tensors.
 
         Raises:
-            UsageError: Tokens, scales and ``like`` do not fit each other.
+            UsageError: Tokens, scales and ``like`` do not fit each other, or are of another kind.
             CheckpointError: ``like`` has weights that cannot be tokenized.
         """
+        require_values("tokens", tokens)
+        if scales is not None:
+            require_values("scales", scales)
         keys: dict[tuple[str, str], str] = {}
         if isinstance(like, Layout):
             layout, ranks = like, None
@@ -125,9 +130,8 @@ class LoraTokenizer2D:
     def _body_of(self, tokens: Tensor, scales: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
         shape = layout.body_shape if self.frame == "none" else layout.tokens_shape
         if tuple(tokens.shape) != shape:
-            raise UsageError(
-                "tokens do not fit the weights", expected=f"{shape}", got=f"{tuple(tokens.shape)}"
-            )
+            got = f"{tuple(tokens.shape)}"
+            raise UsageError("tokens do not fit the weights", where="tokens", expected=f"{shape}", got=got)
         if scales is not None:
             return tokens[:, : layout.rank, : layout.chunk], scales.detach().cpu()
         if self.frame == "none":
@@ -138,17 +142,32 @@ class LoraTokenizer2D:
         shapes = {name: (low.shape[0], low.shape[1], high.shape[0]) for name, (low, high) in pairs.items()}
         dtype = next((str(low.dtype).removeprefix("torch.") for low, _ in pairs.values()), "float32")
         if dtype not in PADDING_BITS:
-            raise CheckpointError("dtype cannot be tokenized", expected=" or ".join(PADDING_BITS), got=dtype)
+            expected = " or ".join(PADDING_BITS)
+            raise CheckpointError("dtype cannot be tokenized", where=_WHERE, expected=expected, got=dtype)
         return make_layout(shapes, dtype=dtype, token_order=self.order, chunk=self.chunk, rank=self.rank)
 
 
 def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    _refuse_no_weights(weights)
     keys = pair_keys(weights, _WHERE)
     return {name: (_matrix(weights, pair.a), _matrix(weights, pair.b)) for name, pair in keys.items()}
 
 
+def _refuse_no_weights(weights: object) -> None:
+    expected = "a mapping of PEFT keys to torch tensors"
+    if not isinstance(weights, Mapping):
+        raise UsageError("cannot be used", where=_WHERE, expected=expected, got=kind_of(weights))
+    for key, tensor in weights.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            got = f"{shown(key)}: {kind_of(tensor)}"
+            raise UsageError("cannot be used", where=_WHERE, expected=expected, got=got)
+
+
 def _matrix(weights: Mapping[str, Tensor], key: str) -> Tensor:
     tensor = weights[key]
+    if not is_dense(tensor) or tensor.is_meta:
+        expected, got = "a dense tensor with values", kind_of(tensor)
+        raise CheckpointError("no values to cut", where=f"{_WHERE}: {key}", expected=expected, got=got)
     if tensor.ndim != 2:
         raise CheckpointError(
             "not a matrix", where=f"{_WHERE}: {key}", expected="2 dimensions", got=f"{tuple(tensor.shape)}"

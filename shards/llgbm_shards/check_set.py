@@ -19,6 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from blake3 import blake3
 
+from llgbm_shards.arguments import (
+    LEAST_SEED,
+    MOST_SEED,
+    MOST_WORKERS,
+    is_number,
+    is_one_of,
+    local_path,
+    require,
+    shown,
+    whole_number,
+)
 from llgbm_shards.deep import DeepCheck
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
@@ -50,26 +61,29 @@ def check(
         level: ``quick``: the record, presence, sizes, and digests of all files but the shards. ``full``: every
             byte of every shard too. ``deep``: the values as well, see :mod:`llgbm_shards.deep`.
         sample: Fraction of the samples to read, for ``full`` and ``deep``; 1 reads all.
-        seed: Which samples that fraction is; None: the day's number. Seeds that follow each other read samples
-            that follow each other, so that 1/sample runs on successive days read them all.
+        seed: Which samples that fraction is, a number of 64 bits; None: the day's number. Seeds that follow each
+            other read samples that follow each other, so that 1/sample runs on successive days read them all.
         expect_digest: Digest the commit record must have.
-        workers: Threads; None: one a core this process may use.
+        workers: Threads, 1 to 1,024; None: one a core this process may use.
         progress: Called with the count of shard bytes read since the last call, from any thread.
 
     Raises:
-        UsageError: Unknown level, no such fraction, or ``expect_digest`` is not a digest.
+        UsageError: An argument is of a wrong kind or out of its range.
         StorageError: The directory itself cannot be read.
     """
-    if level not in LEVELS:
-        raise UsageError("unknown level", where="check", expected=" or ".join(LEVELS), got=repr(level))
-    if not 0 < sample <= 1:
-        raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=str(sample))
+    if not is_one_of(level, LEVELS):
+        raise UsageError("unknown level", where="check", expected=" or ".join(LEVELS), got=shown(level))
+    if not (is_number(sample) and 0 < sample <= 1):
+        raise UsageError("not a fraction", where="sample", expected="above 0, at most 1", got=shown(sample))
+    seed = int(time.time() // _DAY_S) if seed is None else whole_number("seed", seed, LEAST_SEED, MOST_SEED)
+    threads = (
+        len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 1, MOST_WORKERS)
+    )
+    require(progress is None or callable(progress), "progress", "a function of one number", progress)
     pinned = None if expect_digest is None else checked_digest(expect_digest)
-    root = Path(path)
+    root = local_path("path", path)
     require_set_directory(root)
-    window = _Window(sample, int(time.time() // _DAY_S) if seed is None else seed)
-    workers = workers or len(os.sched_getaffinity(0))
-    return _Check(os.fspath(path), root, level, window, workers, progress).run(pinned)
+    return _Check(os.fspath(path), root, level, _Window(sample, seed), threads, progress).run(pinned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,9 @@ class LlgbmError(Exception):
         facts = [f"expected {self.expected}" if self.expected else "", f"got {self.got}" if self.got else ""]
         found = ", ".join(fact for fact in facts if fact)
         text = f"{head}: {found}" if found else head
-        return without_credentials(f"{text}. {self.do}" if self.do else text)
+        text = without_credentials(f"{text}. {self.do}" if self.do else text)
+        # A name of a file may hold bytes that are no UTF-8; a message must not fail where it is printed.
+        return text.encode(errors="backslashreplace").decode()
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from worker processes; BaseException's own pickling drops keyword arguments.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llgbm_shards.arguments import is_one_of, shown
 from llgbm_shards.errors import HeaderError
 
 #: Bit pattern of padding (one quiet NaN per dtype), as the unsigned integer of the same width.
@@ -84,14 +85,17 @@ class Layout:
     modules: tuple[Module, ...]
 
     def __post_init__(self) -> None:
-        if self.dtype not in PADDING_BITS:
-            raise HeaderError(
-                "unknown dtype", where="layout", expected="/".join(PADDING_BITS), got=self.dtype
-            )
-        if self.token_order not in TOKEN_ORDERS:
-            raise HeaderError(
-                "unknown token order", where="layout", expected="/".join(TOKEN_ORDERS), got=self.token_order
-            )
+        for what, value, known in (
+            ("dtype", self.dtype, tuple(PADDING_BITS)),
+            ("token order", self.token_order, TOKEN_ORDERS),
+        ):
+            if not is_one_of(value, known):
+                raise HeaderError(
+                    f"unknown {what}", where="layout", expected="/".join(known), got=shown(value)
+                )
+        for what, size in (("rank", self.rank), ("chunk", self.chunk)):
+            if type(size) is not int or size < 1:
+                raise HeaderError(f"no such {what}", where="layout", expected="1 or more", got=shown(size))
         token = 0
         for module in self.modules:
             want = (token, -(-module.in_features // self.chunk), -(-module.out_features // self.chunk))

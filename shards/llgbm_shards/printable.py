@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+from typing import Final, TextIO
+
+_ESCAPE: Final = "llgbm-escape"
 
 
 def printable(text: str) -> str:
@@ -19,3 +24,18 @@ def printable_json(value: object) -> str:
     return "".join(
         letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text
     )
+
+
+def escape_unwritable(stream: TextIO) -> None:
+    """Let a stream write what its encoding has no form for as escapes, which JSON reads again."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_ESCAPE)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPE, _escaped)

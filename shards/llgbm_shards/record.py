@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from blake3 import blake3
 
+from llgbm_shards.arguments import shown
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
@@ -157,7 +158,9 @@ def checked_digest(text: str) -> str:
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
     if not _DIGEST.fullmatch(digest):
-        raise UsageError("not a digest", where="expect_digest", expected="64 hex digits", got=f"{text!r:.80}")
+        raise UsageError(
+            "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
+        )
     return digest
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from llgbm_shards import ustar
+from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
 from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
-from llgbm_shards.index import INDEX_NAME, decode_index, refuse_many_rows
+from llgbm_shards.index import INDEX_NAME, decode_index, index_schema, refuse_many_rows
 from llgbm_shards.json_schema import schema_faults
 from llgbm_shards.layout import Layout
 from llgbm_shards.record import (
@@ -80,7 +81,7 @@ class ShardSet:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, expect_digest: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = local_path("path", path)
         self.record = read_record(self.path)
         if expect_digest is not None and checked_digest(expect_digest) != self.record.digest:
             raise UsageError(
@@ -117,8 +118,21 @@ class ShardSet:
         return data
 
     def index(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The index, all columns or some; row order is the sample number."""
+        """The index, all columns or some; row order is the sample number.
+
+        Raises:
+            UsageError: Not a list of columns that the index has.
+            DamageError: The index is not what was written.
+        """
+        if columns is not None:
+            self._refuse_columns(columns)
         return decode_index(self._index_bytes, self.record.members, columns=columns)
+
+    def _refuse_columns(self, columns: Any) -> None:
+        known = index_schema(self.record.members).names
+        listed = isinstance(columns, Collection) and not isinstance(columns, str | bytes)
+        right = listed and all(is_one_of(name, known) for name in columns)
+        require(right, "columns", f"a list of some of {', '.join(known)}", columns)
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.record.shards)
@@ -133,23 +147,24 @@ class ShardSet:
     def _number(self) -> dict[str, int]:
         return {key: number for number, key in enumerate(self.keys)}
 
-    def number(self, sample: str | int) -> int:
+    def number(self, sample: str | SupportsIndex) -> int:
         """Sample number of a key (or of a number, checked).
 
         Raises:
             UsageError: The set has no such sample.
         """
-        number = self._number.get(sample, -1) if isinstance(sample, str) else sample
-        if not 0 <= number < len(self):
+        number = self._number.get(sample) if isinstance(sample, str) else as_index(sample)
+        if number is None or not 0 <= number < len(self):
             raise UsageError(
-                "no such sample", where=str(self.path), got=f"{sample!r:.200}", do="`inspect` lists keys."
+                "no such sample", where=str(self.path), got=shown(sample), do="`inspect` lists keys."
             )
         return number
 
-    def extents(self, sample: str | int) -> list[MemberExtent]:
+    def extents(self, sample: str | SupportsIndex) -> list[MemberExtent]:
         """The members of one sample, in tar order.
 
         Raises:
+            UsageError: The set has no such sample.
             DamageError: The index does not agree with the record.
         """
         row = self.places.slice(self.number(sample), 1).to_pylist()[0]
@@ -159,8 +174,11 @@ class ShardSet:
         """The members of every sample of one shard, sample by sample in tar order.
 
         Raises:
+            UsageError: The set has no shard of this name.
             DamageError: The index does not agree with the record on the shard.
         """
+        right = isinstance(shard, str) and shard in self._first_sample
+        require(right, "shard", f"one of the {len(self._first_sample)} of {self.path}", shard)
         first, entry = self._first_sample[shard]
         end = 0
         for row in self.places.slice(first, entry.samples).to_pylist():
@@ -213,9 +231,11 @@ class ShardSet:
         """The verified bytes of one member.
 
         Raises:
+            UsageError: Not an extent.
             DamageError: They are not what was written.
             StorageError: They cannot be read.
         """
+        require(isinstance(extent, MemberExtent), "extent", "a MemberExtent, as extents() gives them", extent)
         path = self.path / extent.shard
         with open_regular(path) as fd:
             data = read_range(fd, extent.offset, extent.size)
@@ -232,7 +252,7 @@ class ShardSet:
             )
         return data
 
-    def read_sample(self, sample: str | int) -> Sample:
+    def read_sample(self, sample: str | SupportsIndex) -> Sample:
         """One sample, verified and decoded.
 
         Raises:
