@@ -83,7 +83,7 @@ class ItemDeltas:
             UsageError: As :func:`~llgbm_pack.raw_deltas.join_verified`.
         """
         if self._joined is None:
-            self._plain = {path: plain_path(path) for _, path in self.paths.first_round() if path}
+            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
             self._joined = join_verified(
                 self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
             )
@@ -100,7 +100,7 @@ class ItemDeltas:
 
     def all_entries(self) -> dict[str, DeltaEntry]:
         """The delta of each path that has one."""
-        found = {path: self.entry_of(path) for _, path in self.paths.first_round() if path}
+        found = {path: self.entry_of(path) for path in self.paths.distinct()}
         return {path: entry for path, entry in found.items() if entry is not None}
 
     def having(self) -> ChosenIndices:

@@ -50,6 +50,10 @@ class ItemPaths:
         cycle = self.cycles[at]
         return cycle.paths[(place - (self._ends[at] - cycle.count)) % len(cycle.paths)]
 
+    def distinct(self) -> list[str]:
+        """The paths, each once, in the order in which they first come."""
+        return list(dict.fromkeys(path for cycle in self.cycles for path in cycle.paths if path))
+
     def first_round(self) -> Iterator[tuple[int, str | None]]:
         """Index and path of the items of the first round of each part: all that are not repetitions."""
         for cycle, end in zip(self.cycles, self._ends, strict=True):

@@ -167,11 +167,14 @@ def _one_row(value: object, name: str) -> Tensor:
 
 
 def _encoded(value: object, name: str) -> Tensor:
-    """A value of a text tokenizer's output, int64."""
-    if not isinstance(value, (list, tuple)):
-        return as_tensor(value, name).long()
+    """A value of a text tokenizer's output: int64, but what has fractions beside ids and mask is left as it is."""
+    tensor = _of_lists(value, name) if isinstance(value, (list, tuple)) else as_tensor(value, name)
+    return tensor if tensor.is_floating_point() and name not in (_IDS, _MASK) else tensor.long()
+
+
+def _of_lists(value: Sequence[Any], name: str) -> Tensor:
     try:
-        return torch.tensor(value).long()
+        return torch.tensor(value)
     except (TypeError, ValueError) as error:
         raise UsageError(
             "lists that are no tensor",

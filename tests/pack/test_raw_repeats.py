@@ -83,9 +83,9 @@ def test_an_epoch_in_workers(cache, wrapper, workers, start):
 
 
 def test_encodings_that_do_not_fit_say_so(cache):
-    rows = [(torch.ones(1), {"input_ids": torch.ones(2, 4), "x": torch.ones(2)}, torch.ones(1))] * 2
+    rows = [(torch.ones(1), {"input_ids": torch.ones(2, 4), "x": torch.full((2,), 0.5)}, torch.ones(1))] * 2
     collate = DeltaAugmentedDataset.collate_fn
-    assert collate(rows)["condition"]["x"].shape == (2, 2)
+    assert torch.equal(collate(rows)["condition"]["x"], torch.full((2, 2), 0.5))
     other = (rows[0][0], {"input_ids": torch.ones(2, 4)}, rows[0][2])
     for mixed in ([rows[0], other], [other, rows[0]]):
         with pytest.raises(UsageError, match="different keys"):
