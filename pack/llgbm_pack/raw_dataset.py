@@ -124,9 +124,10 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         """One checkpoint.
 
         Returns:
-            tokens (N, H, W) float32; scales (N, 2) float32, as many columns as a foreign tokenizer gives, absent when
-            it gives none; condition_ids and attention_mask (max_text_length,) int64; delta (hidden,) float32;
-            has_delta () bool; checkpoint_path and the columns, each a str.
+            tokens (N, H, W) float32; scales (N, 2) float32, as many columns as a foreign tokenizer gives, those of its
+            tokens' frame when it gives none, absent without a frame; condition_ids and attention_mask
+            (max_text_length,) int64; delta (hidden,) float32; has_delta () bool; checkpoint_path and the columns,
+            each a str.
 
         Raises:
             CheckpointError: The checkpoint or its delta has changed and cannot be used any more.

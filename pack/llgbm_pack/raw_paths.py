@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -15,17 +15,16 @@ from torch.utils.data import ConcatDataset, Subset
 from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_pack.join import checkpoint_parts
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
+from llgbm_pack.raw_lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
+from llgbm_pack.raw_repeats import ChosenIndices, ItemPaths
 from llgbm_pack.survey import Skip
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
-#: Attributes that hold one checkpoint an item, in the order in which they are tried.
-_LISTS: Final = ("valid_checkpoints", "checkpoint_paths", "checkpoints", "samples")
 _METHOD: Final = "get_checkpoint_path"
-#: Where an item, or an entry of such a list, keeps its path; under the first two names nothing else is kept.
-_KEYS: Final = ("checkpoint_path", "adapter_path", "path", "checkpoint")
-_OWN_KEYS: Final = _KEYS[:2]
+#: So many items are read for their paths at most.
+_MOST_READ: Final = 10_000
 #: A path may name the weights file in place of the checkpoint.
 _FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 #: A checkpoint that is one file is called by its path without this.
@@ -38,23 +37,28 @@ class ItemDeltas:
     """The deltas of a base dataset's items.
 
     Paths come from the base dataset's ``get_checkpoint_path(idx)``, ``valid_checkpoints``, ``checkpoint_paths``,
-    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset. Torch's ``Subset`` and
+    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset, or when ``real_length`` tells how
+    many of its entries are repeated (see :func:`~llgbm_pack.raw_lists.listed_items`). Torch's ``Subset`` and
     ``ConcatDataset`` are asked for those of their parts. Only when it has none of them its items are read, all of them,
-    when a path is first needed. An item that carries a path of its own must be of the checkpoint that is listed for it.
+    when a path is first needed, and at most 10,000. An item that carries a path of its own must be of the checkpoint
+    that is listed for it: so each item that is read proves the list and its repetition.
 
     Args:
         base: The base dataset.
         source: The deltas.
 
     Raises:
-        UsageError: The base dataset has no length or no items.
+        UsageError: The base dataset has no length or no items, or its paths cannot be told but by reading more than
+            10,000 items.
     """
 
     def __init__(self, base: Any, source: DeltaSource) -> None:
         _require_items(base)
         self._base = base
         self._source = source
-        self._paths: list[str | None] | None = known_paths(base)
+        self._paths: ItemPaths | None = known_paths(base)
+        if self._paths is None:
+            _refuse_to_read(base)
         self._joined: JoinedDeltas | None = None
         self._plain: dict[str, str] = {}
 
@@ -64,7 +68,7 @@ class ItemDeltas:
         return self._paths is not None
 
     @property
-    def paths(self) -> list[str | None]:
+    def paths(self) -> ItemPaths:
         """Path of each item; None where it has none.
 
         Raises:
@@ -82,7 +86,7 @@ class ItemDeltas:
             UsageError: As :func:`~llgbm_pack.raw_deltas.join_verified`.
         """
         if self._joined is None:
-            self._plain = {path: plain_path(path) for path in self.paths if path}
+            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
             self._joined = join_verified(
                 self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
             )
@@ -97,6 +101,15 @@ class ItemDeltas:
         """The delta of a path of :attr:`paths`, None when it has none."""
         return self.joined.entries.get(self._plain[path])
 
+    def all_entries(self) -> dict[str, DeltaEntry]:
+        """The delta of each path that has one."""
+        found = {path: self.entry_of(path) for path in self.paths.distinct()}
+        return {path: entry for path, entry in found.items() if entry is not None}
+
+    def having(self) -> ChosenIndices:
+        """Indices of the items that have a delta."""
+        return ChosenIndices(self.paths, set(self.all_entries()).__contains__)
+
     def refuse_another(self, idx: int, item: Any) -> None:
         """See that an item is of the checkpoint that the base dataset lists for it.
 
@@ -104,7 +117,7 @@ class ItemDeltas:
             UsageError: It says that it is of another: by position it would get that one's delta.
         """
         own, listed = path_in(item), self.paths[idx]
-        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self.paths):
+        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self._plain):
             return
         if not same_checkpoint(own, listed):
             raise UsageError(
@@ -112,13 +125,14 @@ class ItemDeltas:
                 where=f"item {idx} of {type(self._base).__name__}",
                 expected=listed,
                 got=own,
-                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items.",
+                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items: entry i for item i, "
+                f"or i % {REPEATED} where it has that.",
             )
 
     def missing(self) -> list[Skip]:
-        """Items without a delta, by path (``item N`` without one), with the reason."""
+        """Items without a delta, by path (``item N`` without one), with the reason; repetitions are not listed."""
         rows: list[Skip] = []
-        for idx, path in enumerate(self.paths):
+        for idx, path in self.paths.first_round():
             if self.entry(idx) is None:
                 plain = self._plain[path] if path else ""
                 reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
@@ -129,9 +143,9 @@ class ItemDeltas:
 class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
     """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
 
-    def __init__(self, deltas: ItemDeltas, indices: Sequence[int]) -> None:
+    def __init__(self, deltas: ItemDeltas, indices: ChosenIndices) -> None:
         self._deltas = deltas
-        self._indices = dict.fromkeys(indices)
+        self._indices = indices
 
     def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
         if idx not in self._indices:
@@ -155,29 +169,39 @@ def _require_items(base: object) -> None:
     require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
 
 
-def known_paths(base: Any) -> list[str | None] | None:
-    """Paths of all items as the dataset itself tells them, None when it does not."""
+def known_paths(base: Any) -> ItemPaths | None:
+    """Paths of all items as the dataset itself tells them, None when it does not.
+
+    Raises:
+        UsageError: It contradicts itself.
+    """
     if isinstance(base, Subset):
         whole = known_paths(base.dataset)
-        return None if whole is None else [whole[idx] for idx in base.indices]
+        return None if whole is None else ItemPaths.one_each([whole[idx] for idx in base.indices])
     if isinstance(base, ConcatDataset):
         parts = [known_paths(part) for part in base.datasets]
-        return None if None in parts else [path for part in parts for path in part or ()]
-    count = len(base)
+        told = [part for part in parts if part is not None]
+        cycles = [cycle for part in told for cycle in part.cycles]
+        return ItemPaths(cycles) if len(told) == len(parts) else None
     if callable(getattr(base, _METHOD, None)):
-        return [_path_of(base.get_checkpoint_path(idx)) for idx in range(count)]
-    for name in _LISTS:
-        listed = getattr(base, name, None)
-        if isinstance(listed, str) or not isinstance(listed, (Sequence, np.ndarray)):
-            continue
-        if len(listed) == count:
-            paths = [_path_of(item) for item in listed]
-            if any(paths) or not count:
-                return paths
-    return None
+        return ItemPaths.one_each([path_of(base.get_checkpoint_path(idx)) for idx in range(len(base))])
+    cycle = listed_items(base)
+    return None if cycle is None else ItemPaths([cycle])
 
 
-def read_paths(base: Any) -> list[str | None]:
+def _refuse_to_read(base: Any) -> None:
+    if len(base) > _MOST_READ:
+        raise UsageError(
+            "the base dataset does not tell its checkpoints, and has too many items to read them for their paths",
+            where=type(base).__name__,
+            expected=f"a list of checkpoints, or at most {_MOST_READ} items",
+            got=describe_lists(base),
+            do="Give it an attribute checkpoints: the path of each item; or, where item i is checkpoints[i % real_length], "
+            f"the real_length paths that it repeats, and {REPEATED}. Or give it a {_METHOD}(idx).",
+        )
+
+
+def read_paths(base: Any) -> ItemPaths:
     """Paths of all items from the items themselves; the first tells whether they have any.
 
     Raises:
@@ -188,20 +212,20 @@ def read_paths(base: Any) -> list[str | None]:
         raise UsageError(
             "the base dataset does not tell its checkpoints",
             where=type(base).__name__,
-            expected=f"{_METHOD}(idx), a list {', '.join(_LISTS[1:])}, or (tokens, condition, path) items",
+            expected=f"{_METHOD}(idx), a list {', '.join(LISTS[1:])}, or (tokens, condition, path) items",
             got="none of them",
         )
     _LOG.warning(
         "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
     )
-    return [path_in(base[idx]) for idx in range(count)]
+    return ItemPaths.one_each([path_in(base[idx]) for idx in range(count)])
 
 
 def path_in(item: Any) -> str | None:
     """The path in an item: a key of a map, or the third of a tuple."""
     if isinstance(item, (tuple, list)):
-        return _path_of(item[_PLACE]) if len(item) > _PLACE else None
-    return _path_of(item)
+        return path_of(item[_PLACE]) if len(item) > _PLACE else None
+    return path_of(item)
 
 
 def same_checkpoint(one: str, other: str) -> bool:
@@ -217,7 +241,7 @@ def same_checkpoint(one: str, other: str) -> bool:
 def _surely_a_path(item: Any, own: str) -> bool:
     """Whether the string found in an item cannot well be an answer, or the file of an image."""
     if isinstance(item, Mapping):
-        return any(item.get(key) for key in _OWN_KEYS)
+        return any(item.get(key) for key in OWN_KEYS)
     return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
 
 
@@ -229,9 +253,3 @@ def plain_path(path: str) -> str:
     elif pure.suffix == _SUFFIX:
         pure = pure.with_suffix("")
     return str(pure.relative_to(here) if pure.is_relative_to(here) else pure)
-
-
-def _path_of(value: Any) -> str | None:
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in _KEYS if value.get(key)), None)
-    return os.fspath(value) or None if isinstance(value, (str, os.PathLike)) else None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llgbm_pack.raw_frame import scales_in_frame
 from llgbm_shards.arguments import require, whole_number
 from llgbm_shards.errors import UsageError
 
@@ -61,7 +62,8 @@ def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
         result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
 
     Returns:
-        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32, or None.
+        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
+        None where they have no frame either.
 
     Raises:
         UsageError: Of another form.
@@ -78,7 +80,7 @@ def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
             got=f"{tuple(tokens.shape)}",
         )
     if parts[1] is None:
-        return tokens, None
+        return tokens, scales_in_frame(tokens)
     scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
     if scales.ndim != 2 or len(scales) != len(tokens):
         raise UsageError(
@@ -124,6 +126,8 @@ def is_tokenizer_output(value: object) -> bool:
 def collate_values(values: Sequence[Any], where: str) -> Any:
     """One value of each item of a batch: tensors and arrays stacked, maps by key, tokenizer outputs too, others listed.
 
+    Tokenizer outputs are stacked as they are: (L,) of one text to (B, L), (K, L) of K texts to (B, K, L), K = 1 too.
+
     Raises:
         UsageError: Tensors of different shapes, or maps of different keys.
     """
@@ -131,7 +135,8 @@ def collate_values(values: Sequence[Any], where: str) -> Any:
     if isinstance(first, (Tensor, np.ndarray)):
         return stack([as_tensor(value, where) for value in values], where)
     if is_tokenizer_output(first):
-        return {key: stack([_one_row(value[key], key) for value in values], key) for key in first}
+        keys = _common_keys(values, where)
+        return {key: stack([_encoded(value[key], key) for value in values], key) for key in keys}
     if isinstance(first, Mapping):
         return collate_items(values, where)
     return list(values)
@@ -143,11 +148,7 @@ def collate_items(items: Sequence[Mapping[str, Any]], where: str = "batch") -> d
     Raises:
         UsageError: They have different keys, or tensors of different shapes.
     """
-    keys = list(items[0])
-    for item in items:
-        if set(item) != set(keys):
-            odd = ", ".join(map(str, sorted(set(item) ^ set(keys), key=str)))
-            raise UsageError("items of different keys in one batch", where=where, got=f"not in all: {odd}")
+    keys = _common_keys(items, where)
     return {key: collate_values([item[key] for item in items], str(key)) for key in keys}
 
 
@@ -168,9 +169,37 @@ def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
     return torch.stack(list(tensors))
 
 
+def _common_keys(items: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    keys = list(items[0])
+    for item in items:
+        if set(item) != set(keys):
+            odd = ", ".join(map(str, sorted(set(item) ^ set(keys), key=str)))
+            raise UsageError("items of different keys in one batch", where=where, got=f"not in all: {odd}")
+    return keys
+
+
 def _one_row(value: object, name: str) -> Tensor:
-    row = torch.tensor(value) if isinstance(value, (list, tuple)) else as_tensor(value, name)
+    row = _encoded(value, name)
     row = row.squeeze(0) if row.ndim == 2 and row.shape[0] == 1 else row
     if row.ndim != 1:
         raise UsageError("not the ids of one text", where=name, expected="(L,)", got=f"{tuple(row.shape)}")
-    return row.long()
+    return row
+
+
+def _encoded(value: object, name: str) -> Tensor:
+    """A value of a text tokenizer's output: int64, but what has fractions beside ids and mask is left as it is."""
+    tensor = _of_lists(value, name) if isinstance(value, (list, tuple)) else as_tensor(value, name)
+    return tensor if tensor.is_floating_point() and name not in (_IDS, _MASK) else tensor.long()
+
+
+def _of_lists(value: Sequence[Any], name: str) -> Tensor:
+    try:
+        return torch.tensor(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "lists that are no tensor",
+            where=name,
+            expected="numbers, as many for each text",
+            got=str(error),
+            do='Tokenize with padding="max_length" and truncation=True.',
+        ) from error

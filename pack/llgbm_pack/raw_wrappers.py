@@ -15,6 +15,7 @@ from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.raw_deltas import DeltaSource, LazyDeltas
 from llgbm_pack.raw_items import DeltaSample, collate_tuples, tokens_and_condition
 from llgbm_pack.raw_paths import DeltaMap, ItemDeltas
+from llgbm_pack.raw_repeats import ChosenIndices, PathMap
 from llgbm_pack.raw_values import collate_items, item_number, require_batch
 from llgbm_pack.survey import Skip
 from llgbm_shards.arguments import is_number, require
@@ -46,13 +47,13 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         self.delta_cache = delta_cache
         self.require_delta = require_delta
         self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache))
-        self._indices: list[int] | None = None
+        self._indices: ChosenIndices | None = None
         self._missing: list[Skip] = []
         if self._deltas.known:
             self._find()
 
     @property
-    def valid_indices(self) -> list[int]:
+    def valid_indices(self) -> ChosenIndices:
         """Item ``i`` is item ``valid_indices[i]`` of the base dataset."""
         return self._find()
 
@@ -63,7 +64,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
 
     @property
     def skipped(self) -> list[Skip]:
-        """Items of the base dataset that are left out, with reasons."""
+        """Items of the base dataset that are left out, with reasons; those that it repeats once."""
         self._find()
         return list(self._missing) if self.require_delta else []
 
@@ -99,8 +100,8 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         """A batch of items.
 
         Returns:
-            tokens (B, ...); condition (B, ...), a map of (B, L) for tokenizer outputs, else a list; delta (B, hidden);
-            has_delta (B,) bool, absent when the items are plain tuples.
+            tokens (B, ...); condition (B, ...), for tokenizer outputs a map of (B, L), or (B, K, L) of K texts an item,
+            else a list; delta (B, hidden); has_delta (B,) bool, absent when the items are plain tuples.
 
         Raises:
             UsageError: Not a batch of items, or tensors of different shapes.
@@ -108,18 +109,20 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         require_batch(batch, (tuple, list))
         return collate_tuples(batch, ("tokens", "condition", "delta"))
 
-    def _find(self) -> list[int]:
+    def _find(self) -> ChosenIndices:
         if self._indices is None:
-            count = len(self.base_dataset)
+            having = self._deltas.having()
             self._missing = self._deltas.missing()
             if self._missing:
-                _tell(self._missing, count, "left out" if self.require_delta else "zeros, has_delta False")
+                _tell(
+                    self._deltas,
+                    self._missing,
+                    "left out" if self.require_delta else "zeros, has_delta False",
+                )
                 if not self.require_delta:
                     self._deltas.joined.zeros()  # raises now what would fail at the first of them
-            kept = range(count)
-            self._indices = [
-                idx for idx in kept if not self.require_delta or self._deltas.entry(idx) is not None
-            ]
+            everything = ChosenIndices(self._deltas.paths, lambda _: True)
+            self._indices = having if self.require_delta else everything
         return self._indices
 
 
@@ -168,19 +171,18 @@ class DnDDatasetWithDelta(Dataset[Any]):
         return self._deltas.joined.width
 
     @property
-    def idx_to_path(self) -> dict[int, str]:
+    def idx_to_path(self) -> PathMap:
         """Paths of the items that have one."""
-        return {idx: path for idx, path in enumerate(self._deltas.paths) if path}
+        return PathMap(self._deltas.paths)
 
     @property
     def all_deltas(self) -> LazyDeltas:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        found = {path: self._deltas.entry_of(path) for path in self.idx_to_path.values()}
-        return LazyDeltas(self._deltas.joined.source, {path: entry for path, entry in found.items() if entry})
+        return LazyDeltas(self._deltas.joined.source, self._deltas.all_entries())
 
     @property
     def missing(self) -> list[Skip]:
-        """Items whose delta is zeros, with reasons."""
+        """Items whose delta is zeros, with reasons; those that the base dataset repeats once."""
         return list(self._check())
 
     def __len__(self) -> int:
@@ -219,8 +221,9 @@ class DnDDatasetWithDelta(Dataset[Any]):
         """A batch of items.
 
         Returns:
-            Of tuples: tokens, condition, delta, has_delta; what follows the delta is left out. Of maps: every key,
-            tensors and tokenizer outputs stacked, other values in lists.
+            Of tuples: tokens, condition, delta, has_delta as :meth:`DeltaAugmentedDataset.collate_fn` has them; what
+            follows the delta is left out. Of maps: every key, tensors and tokenizer outputs stacked, other values in
+            lists.
 
         Raises:
             UsageError: Not a batch of items; tensors of different shapes, maps of different keys.
@@ -237,7 +240,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
         if self._missing is None:
             self._missing = self._deltas.missing()
             if self._missing:
-                _tell(self._missing, len(self), "zeros, has_delta False")
+                _tell(self._deltas, self._missing, "zeros, has_delta False")
                 self._deltas.joined.zeros()  # raises now what would fail at the first of them
         return self._missing
 
@@ -268,6 +271,7 @@ def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
     return (joined.zeros(), False) if entry is None else (joined.source.tensor(entry), True)
 
 
-def _tell(missing: Sequence[Skip], count: int, what: str) -> None:
+def _tell(deltas: ItemDeltas, missing: Sequence[Skip], what: str) -> None:
     shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in missing[:_SHOWN])
-    _LOG.warning("%d of %d items have no delta (%s): %s", len(missing), count, what, shown)
+    count = len(deltas.paths)
+    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, shown)

@@ -13,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llgbm_loader.frame import unframe
 from llgbm_pack import DeltaCache, LoraTokenizer2D
 from llgbm_pack.conditions import load_tokenizer
 from llgbm_pack.raw import Text2Qwen25LoRA_DeltaDataset, create_dataloader
+from llgbm_pack.raw_values import token_tensors
 from llgbm_shards.errors import CheckpointError, UsageError
+from support.dnd_like import FrameTokenizer
 from support.tiny_tokenizers import tiny_tokenizer
 from support.tiny_zoo import DELTA_WIDTH, MODULES, random_pairs, write_adapter, write_deltas, write_zoo
 
@@ -89,10 +92,11 @@ def read_only(array):
 # the users' test script, with other import paths and a small zoo
 
 
-def test_script_test_dataset(demo_zoo):
+@pytest.mark.parametrize("own", [LoraTokenizer2D, FrameTokenizer])
+def test_script_test_dataset(demo_zoo, own):
     dataset = Text2Qwen25LoRA_DeltaDataset(
         checkpoint_folder=str(demo_zoo.zoo),
-        lora_tokenizer=LoraTokenizer2D(),
+        lora_tokenizer=own(),
         text_tokenizer=load_tokenizer(str(demo_zoo.tokenizer)),
         delta_cache=DeltaCache(str(demo_zoo.deltas)),
         max_text_length=512,
@@ -105,7 +109,7 @@ def test_script_test_dataset(demo_zoo):
     assert sample["delta"].ndim == 1
     dataloader = create_dataloader(
         checkpoint_folder=str(demo_zoo.zoo),
-        lora_tokenizer=LoraTokenizer2D(),
+        lora_tokenizer=own(),
         text_tokenizer=load_tokenizer(str(demo_zoo.tokenizer)),
         delta_cache=DeltaCache(str(demo_zoo.deltas)),
         batch_size=4,
@@ -126,10 +130,11 @@ def test_script_test_dataset(demo_zoo):
     assert torch.isfinite(batch["delta"]).all()
 
 
-def test_script_test_dtype_consistency(demo_zoo):
+@pytest.mark.parametrize("own", [LoraTokenizer2D, FrameTokenizer])
+def test_script_test_dtype_consistency(demo_zoo, own):
     dataloader = create_dataloader(
         checkpoint_folder=str(demo_zoo.zoo),
-        lora_tokenizer=LoraTokenizer2D(),
+        lora_tokenizer=own(),
         text_tokenizer=load_tokenizer(str(demo_zoo.tokenizer)),
         delta_cache=DeltaCache(str(demo_zoo.deltas)),
         batch_size=2,
@@ -385,6 +390,42 @@ def test_foreign_lora_tokenizers(zoo, form, columns):
     if columns is not None:
         assert batch["scales"].shape == (5, 2 * len(MODULES), columns)
         assert batch["scales"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "dnd"}, {"zero_std": "zeros"}])
+def test_scales_that_are_only_in_the_frame(zoo, options):
+    """Drag-and-Drop-LLMs' tokenizers return None for them; the codes are rounded to bf16 there."""
+    framed, given = dataset_of(zoo, FrameTokenizer(**options)), dataset_of(zoo, LoraTokenizer2D(**options))
+    for theirs, ours in zip(framed, given, strict=True):
+        assert torch.equal(theirs["tokens"].view(torch.int32), ours["tokens"].view(torch.int32))
+        assert torch.equal(theirs["scales"], unframe(ours["tokens"])[1])
+        assert torch.allclose(theirs["scales"], ours["scales"], rtol=0.02, atol=0.005)
+
+
+def frames():
+    tokens, _ = LoraTokenizer2D(frame="fp32").tokenize(random_pairs(1))
+    absent = tokens.float().clone()
+    absent[0] = torch.nan
+    return tokens.float(), absent
+
+
+def test_frames_are_told_from_padding():
+    tokens, absent = frames()
+    assert torch.equal(token_tensors((tokens, None))[1], unframe(tokens)[1])
+    scales = token_tensors((absent, None))[1]
+    assert scales[0].tolist() == [0, 0]
+    assert torch.equal(scales[1:], unframe(tokens)[1][1:])
+    for value in (0.0, 1.0, torch.nan):
+        padded = torch.nn.functional.pad(tokens, (0, 2, 0, 2), value=value)
+        assert token_tensors((padded, None))[1] is None
+    for place in ((0, 0, -2), (0, -1, -1), (2, -1, 0), (2, -2, 1), (1, 0, -1)):
+        spoilt = tokens.clone()
+        spoilt[place] += 1
+        assert token_tensors((spoilt, None))[1] is None
+        spoilt[place] = torch.nan
+        assert token_tensors((spoilt, None))[1] is None
+    assert token_tensors((tokens[:, :2], None))[1] is None
+    assert token_tensors((tokens[:0], None))[1] is None
 
 
 @pytest.mark.parametrize("form", ["flat", "three", "few scales", "list"])

@@ -263,10 +263,10 @@ def test_conditions_from_a_text_tokenizer(cache, item):
     dataset = DeltaAugmentedDataset(telling("method", item), cache)
     condition = dataset.collate_fn(list(dataset))["condition"]
     assert {key: tuple(value.shape) for key, value in condition.items()} == {
-        "input_ids": (3, 4),
-        "attention_mask": (3, 4),
+        "input_ids": (3, 1, 4),
+        "attention_mask": (3, 1, 4),
     }
-    assert condition["input_ids"][:, 0].tolist() == HAVE
+    assert condition["input_ids"][:, 0, 0].tolist() == HAVE
 
 
 def test_conditions_from_a_real_text_tokenizer(cache):
@@ -280,8 +280,8 @@ def test_conditions_from_a_real_text_tokenizer(cache):
     )
     dataset = DnDDatasetWithDelta(base, cache.cache_dir)
     condition = dataset.collate_fn_train(list(dataset))["condition"]
-    assert torch.equal(condition["input_ids"], whole["input_ids"])
-    assert torch.equal(condition["attention_mask"], whole["attention_mask"])
+    assert torch.equal(condition["input_ids"], whole["input_ids"][:, None])  # one text an item, so K = 1
+    assert torch.equal(condition["attention_mask"], whole["attention_mask"][:, None])
 
 
 def test_conditions_of_other_kinds_come_as_a_list(cache):
