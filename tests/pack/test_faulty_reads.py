@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_pack import build
 from llgbm_shards import ShardSet
 from llgbm_shards.errors import CheckpointError, LlgbmError, StorageError
-from support.commands import here
+from support.commands import command, here
 from support.faulty_reads import buffered_opens, faulty_reads
 from support.tiny_zoo import tree, write_deltas, write_zoo
 from support.unfinished import options
@@ -97,6 +98,23 @@ def test_failed_reads_are_told_as_what_they_are(made, own, name, error, monkeypa
     assert os.strerror(error) in told
     assert not [word for word in BLAME if word in told], told
     assert tree(own / "set") == tree(made / "set")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
+@pytest.mark.parametrize("name", ["build", "check deep"])
+def test_reads_that_a_signal_interrupts_are_made_again(made, own, name, tmp_path):
+    tampering = ["-e", "inject=pread64,preadv:error=EINTR:when=1+2", "-e", "trace=pread64,preadv"]
+    log = tmp_path / "log"
+    # The dynamic linker reads so too, and does not try again.
+    files = [word for path in own.rglob("*") if path.is_file() for word in ("-P", path)]
+    done = subprocess.run(
+        ["strace", "-f", "-qq", "-o", log, *files, *tampering, *command(*COMMANDS[name](own))],
+        check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(INJECTED)" in log.read_text()
+    if name == "build":
+        assert tree(own / "new") == tree(made / "set")
 
 
 @pytest.mark.parametrize("name", READERS)
