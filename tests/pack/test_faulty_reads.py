@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from faults.crash import can_trace
 from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_pack import build
 from llgbm_shards import ShardSet
@@ -100,7 +101,7 @@ def test_failed_reads_are_told_as_what_they_are(made, own, name, error, monkeypa
     assert tree(own / "set") == tree(made / "set")
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
+@pytest.mark.skipif(not can_trace(), reason="strace is missing or may not trace")
 @pytest.mark.parametrize("name", ["build", "check deep"])
 def test_reads_that_a_signal_interrupts_are_made_again(made, own, name, tmp_path):
     tampering = ["-e", "inject=pread64,preadv:error=EINTR:when=1+2", "-e", "trace=pread64,preadv"]
