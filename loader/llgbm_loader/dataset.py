@@ -31,7 +31,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     ``torch.utils.data.default_collate`` makes of rows exactly such a batch, but not of rows with
     ``padding="longest"``: their lengths differ, so a ``collate_fn`` of your own has to join them. Picklable, and right
-    in forked and spawned workers: shards are opened when first read, by each process and thread for itself.
+    in forked and spawned workers: shards are opened when first read, by each process and thread for itself. The set stays
+    the one that was opened here: another in its place is damage, also for a worker.
 
     Args:
         path: A set's directory, or several, which are taken as one.

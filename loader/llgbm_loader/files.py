@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import posixpath
-import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from llgbm_shards.errors import DamageError, StorageError
+from llgbm_shards.errors import StorageError
+from llgbm_shards.held import HeldShard
+from llgbm_shards.storage import Target, read_into
 
 _MAX_OPEN: Final = 16
-#: Anything with the buffer protocol that can be written to.
-Target = Any
 
 
 class ShardFiles:
     """Descriptors of recently read shards, for one thread. Opened when first read, closed when long unused."""
 
-    def __init__(self, shards: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[HeldShard]) -> None:
         self._shards = shards
         self._open: OrderedDict[int, int] = OrderedDict()
         # A thread's reader dies with its thread, and nobody closes it.
@@ -33,24 +31,22 @@ class ShardFiles:
             How many bytes the shard has too few.
 
         Raises:
-            DamageError: The shard is missing; key and member are for the caller to add.
+            DamageError: The shard is missing or was replaced; key and member are for the caller to add.
             StorageError: It cannot be read.
         """
         try:
-            return _fill(self._descriptor(shard), targets, offset)
-        except FileNotFoundError:
-            raise DamageError("the shard is missing", shard=posixpath.basename(self._shards[shard])) from None
+            return read_into(self._descriptor(shard), targets, offset)
         except OSError as error:
             raise StorageError(
                 error.strerror or str(error),
-                where=self._shards[shard],
+                where=self._shards[shard].name,
                 do="Check permissions, the disk and the network.",
             ) from error
 
     def _descriptor(self, shard: int) -> int:
         fd = self._open.get(shard)
         if fd is None:
-            fd = _open_regular(self._shards[shard])
+            fd = self._shards[shard].open()
             self._open[shard] = fd
             if len(self._open) > _MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1])
@@ -65,28 +61,3 @@ class ShardFiles:
 def _close_all(descriptors: OrderedDict[int, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
-
-
-def _open_regular(path: str) -> int:
-    # O_NONBLOCK: opening a FIFO that stands in a shard's place must not wait for a writer.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise DamageError("not a regular file", shard=posixpath.basename(path))
-    return fd
-
-
-def _fill(fd: int, targets: Sequence[Target], offset: int) -> int:
-    """Read until all targets are full; returns how many bytes the file has too few."""
-    views = [memoryview(target).cast("B") for target in targets]
-    views = [view for view in views if len(view)]
-    while views:
-        count = os.preadv(fd, views, offset)
-        if not count:
-            break
-        offset += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if views and count:
-            views[0] = views[0][count:]
-    return sum(map(len, views))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_loader.conditions import ConditionMaker
-from llgbm_loader.files import ShardFiles, Target
+from llgbm_loader.files import ShardFiles
 from llgbm_loader.hostframe import HostFramer
 from llgbm_loader.tokens import TokenPlan
 from llgbm_shards import ustar
@@ -21,6 +20,7 @@ from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.npy import npy_header
 from llgbm_shards.sample import SUFFIX, body_header
+from llgbm_shards.storage import Target
 
 if TYPE_CHECKING:
     from llgbm_loader.selection import Selection
@@ -219,7 +219,7 @@ class SampleReader:
             parts = [part for _, part in targets]
             missing = self._files.read(int(self._selection.shard[number]), parts, offset)
         except DamageError as error:
-            raise self._damage(number, key, targets[0][0], error.what) from error
+            raise error.at(key, SUFFIX[targets[0][0]]) from error
         if missing:
             left = missing
             for field, part in reversed(targets):
@@ -252,7 +252,7 @@ class SampleReader:
     ) -> DamageError:
         return DamageError(
             what,
-            shard=posixpath.basename(self._selection.shards[int(self._selection.shard[number])]),
+            shard=self._selection.shards[int(self._selection.shard[number])].name,
             key=key,
             member=SUFFIX[field],
             expected=expected,

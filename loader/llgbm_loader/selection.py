@@ -19,6 +19,7 @@ from llgbm_loader.options import SelectOptions
 from llgbm_loader.sets import Common, find_common, open_sets
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.held import HeldShard
 from llgbm_shards.index import INDEX_NAME, index_schema
 from llgbm_shards.sample import fixed_sizes
 from llgbm_shards.shardset import ShardSet
@@ -33,7 +34,7 @@ class Selection:
         split: The split they were restricted to.
         filters: The filters, as one text.
         common: Layout, texts, delta width and fields.
-        shards: Path of each shard that holds a chosen sample or could.
+        shards: The shards that hold a chosen sample or could, as the sets were when they were opened.
         shard: (S,) int64, number in ``shards``.
         sizes: Member field -> (S,) int64 bytes, of the members to read.
         offsets: Member field -> (S,) int64, where the member's tar header starts.
@@ -47,7 +48,7 @@ class Selection:
     split: str | None
     filters: str
     common: Common
-    shards: tuple[str, ...]
+    shards: tuple[HeldShard, ...]
     shard: NDArray[np.int64]
     sizes: dict[str, NDArray[np.int64]]
     offsets: dict[str, NDArray[np.int64]]
@@ -102,7 +103,7 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
         split=options.split,
         filters=filter_text(options.filters),
         common=common,
-        shards=tuple(f"{opened.path}/{shard.name}" for opened in sets for shard in opened.record.shards),
+        shards=tuple(shard for opened in sets for shard in opened.shards.values()),
         keys=pa.concat_arrays(_chunks(parts, "key")),
         columns={name: pa.chunked_array(_chunks(parts, name), pa.string()) for name in options.columns},
         **_concatenate(numbered, members),

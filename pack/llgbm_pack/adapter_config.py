@@ -18,6 +18,7 @@ from llgbm_pack.name_patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.storage import read_at_most
 
 Number = TypeVar("Number", int, float)
 
@@ -82,8 +83,7 @@ def read_config(path: Path) -> bytes:
         CheckpointError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_CONFIG_BYTES + 1)
+        return read_at_most(path, MAX_CONFIG_BYTES)
     except OSError as error:
         raise CheckpointError("cannot be read", where=path.name, got=str(error.strerror)) from error
 

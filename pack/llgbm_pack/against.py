@@ -19,6 +19,7 @@ from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.set_files import read_listed
 from llgbm_shards.shardset import MAX_JSON_BYTES, ShardSet
+from llgbm_shards.storage import opened_file, read_into
 
 _CHUNK: Final = 1 << 20
 _SKIPPED: Final = "skipped.json"
@@ -123,7 +124,7 @@ def _absent(
 
 
 def _skipped(opened: ShardSet) -> set[str]:
-    data = read_listed(opened.path, opened.record.file(_SKIPPED))
+    data = read_listed(opened.directory, opened.record.file(_SKIPPED))
     try:
         rows = load_json(data, where=_SKIPPED, max_bytes=MAX_JSON_BYTES)["skipped"]
         return {row["checkpoint"] for row in rows}
@@ -157,9 +158,11 @@ def _change(
 def _file_digest(path: Path, progress: Callable[[int], None] | None) -> str:
     digest = blake3()
     buffer = memoryview(mmap.mmap(-1, _CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+    done = 0
+    with opened_file(path) as fd:
+        while count := _CHUNK - read_into(fd, [buffer], done):
             digest.update(buffer[:count])
+            done += count
             if progress is not None:
                 progress(count)
     return digest.hexdigest()

@@ -55,7 +55,7 @@ def _tokenizer_files(name: str | None) -> dict[str, bytes]:
         return {}
     with tempfile.TemporaryDirectory(prefix="llgbm-pack-") as temporary:
         files = save_tokenizer(name, Path(temporary))
-        return {path.relative_to(temporary).as_posix(): path.read_bytes() for path in files}
+        return {path.relative_to(temporary).as_posix(): read_file(path) for path in files}
 
 
 def _place(files: Mapping[str, bytes], directory: Path) -> None:
@@ -63,7 +63,7 @@ def _place(files: Mapping[str, bytes], directory: Path) -> None:
         path = directory / name
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and path.read_bytes() == data:
+            if path.is_file() and read_file(path) == data:
                 continue
         write_file(path, data)
 

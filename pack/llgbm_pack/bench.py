@@ -6,15 +6,13 @@ import itertools
 import mmap
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from llgbm_loader import StreamingLoader
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.storage import open_regular
+from llgbm_shards.storage import read_into
 
 #: At most this many bytes of shards are read in each phase.
 _ENOUGH_BYTES: Final = 4 << 30
@@ -98,12 +96,11 @@ def bench_set(
         shuffle="shards",
     )
     try:
-        shards = [opened.path / shard.name for shard in opened.record.shards]
-        _drop_cache(shards)
+        _drop_cache(opened)
         cold, samples, batch = _epoch(loader, batches)
         warm, _, _ = _epoch(loader, batches)
-        _drop_cache(shards)
-        storage = _plain_reads(shards, batches * batch_size * sample_bytes, readers) / sample_bytes
+        _drop_cache(opened)
+        storage = _plain_reads(opened, batches * batch_size * sample_bytes, readers) / sample_bytes
     finally:
         loader.close()
     return BenchReport(
@@ -137,28 +134,27 @@ def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, int, dict[str,
     return samples / (time.monotonic() - start), samples, shown
 
 
-def _drop_cache(paths: Sequence[Path]) -> None:
+def _drop_cache(opened: ShardSet) -> None:
     """Ask the kernel to forget the shards' pages, so that the next read comes from storage."""
-    for path in paths:
-        with open_regular(path) as fd:
+    for name in opened.shards:
+        with opened.open_shard(name) as fd:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _plain_reads(paths: Sequence[Path], enough: int, readers: int) -> float:
+def _plain_reads(opened: ShardSet, enough: int, readers: int) -> float:
     """Bytes a second of reading shards into reused buffers, a thread a shard."""
 
-    def read(path: Path) -> int:
+    def read(name: str) -> int:
         buffer = memoryview(mmap.mmap(-1, _CHUNK))
         done = 0
-        with open_regular(path) as fd:
-            while count := os.readv(fd, [buffer]):
+        with opened.open_shard(name) as fd:
+            while count := len(buffer) - read_into(fd, [buffer], done):
                 done += count
         return done
 
-    sizes = itertools.accumulate(path.stat().st_size for path in paths)
-    chosen = [
-        path for path, before in zip(paths, itertools.chain([0], sizes), strict=False) if before < enough
-    ]
+    sizes = itertools.accumulate(shard.size for shard in opened.record.shards)
+    befores = zip(opened.shards, itertools.chain([0], sizes), strict=False)
+    chosen = [name for name, before in befores if before < enough]
     start = time.monotonic()
     with ThreadPoolExecutor(readers) as pool:
         total = sum(pool.map(read, chosen))

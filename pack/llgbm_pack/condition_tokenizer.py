@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_shards.errors import StorageError, UsageError
+from llgbm_shards.storage import read_file
 from llgbm_shards.texts import FORMS, ConditionSpec
 
 #: Settings that say how and from where a tokenizer was loaded, not what it is.
@@ -174,7 +175,7 @@ def _portrait(tokenizer: Any) -> tuple[object, ...]:
 
 def _strip_places(config: Path) -> None:
     """Drop paths of this machine from a tokenizer_config.json; a name on the hub is dropped as well."""
-    values = json.loads(config.read_bytes())
+    values = json.loads(read_file(config))
     kept = {
         key: value
         for key, value in values.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from llgbm_shards.errors import CheckpointError
+from llgbm_shards.storage import IrregularError, read_at_most
 
 #: Largest file of one delta or base activation read, in bytes.
 MAX_DELTA_BYTES: Final = 64 << 20
@@ -75,10 +75,9 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
         CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.
     """
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise CheckpointError("the delta is not a regular file", where=file.name)
-        with file.open("rb") as handle:
-            data = handle.read(MAX_DELTA_BYTES + 1)
+        data = read_at_most(file, MAX_DELTA_BYTES)
+    except IrregularError as error:
+        raise CheckpointError("the delta is not a regular file", where=file.name) from error
     except OSError as error:
         got = error.strerror or str(error)
         raise CheckpointError("the delta cannot be read", where=file.name, got=got) from error

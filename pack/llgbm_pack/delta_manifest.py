@@ -20,6 +20,7 @@ from llgbm_pack.delta_file import LoadedDelta, load_delta
 from llgbm_pack.delta_provenance import first_text, provenance
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import HeaderError, StorageError, UsageError
+from llgbm_shards.storage import read_at_most
 
 #: File names of the two forms.
 MANIFEST: Final = "manifest.json"
@@ -103,8 +104,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         StorageError: Unreadable.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+        data = read_at_most(path, MAX_MANIFEST_BYTES)
     except OSError as error:
         got = error.strerror or str(error)
         raise StorageError("the delta manifest cannot be read", where=str(path), got=got) from error

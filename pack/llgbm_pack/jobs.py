@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.layout import Layout
+from llgbm_shards.storage import read_at_most
 from llgbm_shards.texts import ConditionSpec
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class InputFile:
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
                 return True
-            return status.st_size == self.size and blake3_hex(path.read_bytes()) == self.digest
+            return status.st_size == self.size and blake3_hex(read_at_most(path, self.size)) == self.digest
         except OSError:
             return self.size < 0
 

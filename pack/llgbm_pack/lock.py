@@ -15,7 +15,7 @@ from typing import Any, Final
 from llgbm_pack.own_files import open_own, refuse_link
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import HeaderError, LockedError
-from llgbm_shards.storage import storage_errors
+from llgbm_shards.storage import read_range, storage_errors
 
 LOCK_NAME: Final = "lock"
 #: Workers share this one; a new builder waits until those of a killed builder are gone.
@@ -136,7 +136,7 @@ def _acquire(fd: int, directory: Path) -> None:
 
 def _holder(fd: int) -> dict[str, Any]:
     try:
-        holder = load_json(os.pread(fd, _MAX_NAME_BYTES, 0), where=LOCK_NAME, max_bytes=_MAX_NAME_BYTES)
+        holder = load_json(read_range(fd, 0, _MAX_NAME_BYTES), where=LOCK_NAME, max_bytes=_MAX_NAME_BYTES)
     except HeaderError:
         return {}
     return holder if isinstance(holder, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.sample import EncodedMember
 from llgbm_shards.shardset import MAX_JSON_BYTES
+from llgbm_shards.storage import opened_file, read_range
 from llgbm_shards.tensors import TensorSpec
 
 #: A json of at most this many bytes is within every limit of the readers.
@@ -176,7 +178,9 @@ class Packer:
 
 def _input(path: Path) -> InputFile:
     try:
-        status, data = path.stat(), path.read_bytes()
+        with opened_file(path) as fd:
+            status = os.fstat(fd)
+            data = read_range(fd, 0, status.st_size)
     except OSError as error:
         raise CheckpointError("cannot be read", where=path.name, got=error.strerror or str(error)) from error
     return InputFile(

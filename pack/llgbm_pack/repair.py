@@ -158,9 +158,10 @@ class _Repair:
     def _record(self) -> CommitRecord | None:
         try:
             record = read_record(self._options.out)
-        except (DamageError, StorageError):
+        except (DamageError, StorageError) as error:
             found: list[CommitRecord] = []
             self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
+            self.failed |= isinstance(error, StorageError) and not found
             return found[0] if found else None
         if self._options.expect_digest not in (None, record.digest):
             raise UsageError(

@@ -155,7 +155,7 @@ def saved_tokenizer(options: RepairOptions) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as directory:
         files = save_tokenizer(options.text_tokenizer, Path(directory))
         return {
-            f"{TOKENIZER_DIRECTORY}/{path.relative_to(directory).as_posix()}": path.read_bytes()
+            f"{TOKENIZER_DIRECTORY}/{path.relative_to(directory).as_posix()}": read_file(path)
             for path in files
         }
 

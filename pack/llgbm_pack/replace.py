@@ -12,7 +12,7 @@ from typing import Final
 
 from llgbm_pack.card import CARD_NAME
 from llgbm_pack.commit import SKIPPED_NAME
-from llgbm_pack.lock import builder_lock
+from llgbm_pack.lock import builder_lock, remove_lock
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.shard_record import PACK_DIRECTORY
 from llgbm_shards.errors import UsageError
@@ -37,20 +37,29 @@ def swap_in(new: Path, out: Path) -> None:
     """Put a finished set in the place of another, then delete the old one. The caller holds the lock of ``new``.
 
     Raises:
-        LockedError: Another process is packing into ``out``; the new set stays where it is.
+        LockedError: Another process is packing into ``out`` or repairs it; the new set stays where it is.
         StorageError: A rename failed; the new set stays where it is.
     """
     out = out.resolve()
     with contextlib.ExitStack() as held, storage_errors(out):
-        if (out / PACK_DIRECTORY).is_dir():
-            held.enter_context(builder_lock(out / PACK_DIRECTORY))
         if not out.exists():
             new.rename(out)
-        elif _exchange(new, out):
+        else:
+            # Whoever locked it or not: a repair that began now would write into the new set.
+            held.enter_context(builder_lock(out / PACK_DIRECTORY))
+            _swap(new, out)
+        fsync_directory(out.parent)
+
+
+def _swap(new: Path, out: Path) -> None:
+    try:
+        if _exchange(new, out):
             shutil.rmtree(new, ignore_errors=True)
         else:
             _swap_by_two_renames(new, out)
-        fsync_directory(out.parent)
+    except BaseException:
+        remove_lock(out / PACK_DIRECTORY)
+        raise
 
 
 def _exchange(new: Path, out: Path) -> bool:

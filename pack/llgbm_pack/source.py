@@ -11,6 +11,7 @@ from typing import Final
 from blake3 import blake3
 
 from llgbm_shards.errors import CheckpointError
+from llgbm_shards.storage import opened_file, read_into, read_range
 from llgbm_shards.tensors import MAX_HEADER_BYTES
 
 #: Few enough bytes to be still in a processor's second-level cache when they are digested.
@@ -63,16 +64,13 @@ class SourceReader:
 
     def _read_once(self, path: Path) -> Source | None:
         """The file, or None when size, mtime or inode differ before and after."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with opened_file(path) as fd:
             before = os.fstat(fd)
-            length = int.from_bytes(os.pread(fd, 8, 0), "little")
-            head = os.pread(fd, 8 + min(length, MAX_HEADER_BYTES), 0)
+            length = int.from_bytes(read_range(fd, 0, 8), "little")
+            head = read_range(fd, 0, 8 + min(length, MAX_HEADER_BYTES))
             digest = blake3(head)
             data = self._fill(fd, len(head), before.st_size - len(head), digest)
             after = path.stat()
-        finally:
-            os.close(fd)
         stable = _identity(before) == _identity(after) and data is not None
         if data is None or not stable:
             return None
@@ -82,13 +80,11 @@ class SourceReader:
         if len(self._buffer) < size:
             self._buffer = memoryview(mmap.mmap(-1, max(size, 1)))
         view = self._buffer[:size]
-        done = 0
-        while done < size:
-            count = os.preadv(fd, [view[done : done + _READ_AT_ONCE]], offset + done)
-            if count == 0:
+        for done in range(0, size, _READ_AT_ONCE):
+            part = view[done : done + _READ_AT_ONCE]
+            if read_into(fd, [part], offset + done):
                 return None
-            digest.update(view[done : done + count])
-            done += count
+            digest.update(part)
         return view
 
 

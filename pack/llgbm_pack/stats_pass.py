@@ -7,7 +7,6 @@ A streaming XXH3 per sample runs along, so each body is verified as a whole alth
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import xxhash
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.sample import SUFFIX, body_header
 from llgbm_shards.shardset import MemberExtent, ShardSet
-from llgbm_shards.storage import open_regular, storage_errors
+from llgbm_shards.storage import read_into, storage_errors
 
 #: Bytes of float64 sums held at a time, over all groups.
 _SUM_BYTES: Final = 96 << 20
@@ -77,9 +76,9 @@ class Pass:
         bits = torch.frombuffer(buffer, dtype=_TORCH_BITS[layout.itemsize])
         values = bits.view(getattr(torch, layout.dtype)).view(shape[1:])
         offset = self._head_size + first * layout.rank * layout.chunk * layout.itemsize
-        with _OpenShard(self._set.path) as shard:
+        with _OpenShard(self._set) as shard:
             for extent, digest, groups in zip(self._bodies, self._hashes, self._members, strict=True):
-                if shard.read(extent, offset, buffer) != size:
+                if shard.read(extent, offset, buffer):
                     raise _damaged(extent)
                 digest.update(buffer)
                 _fold(values, sums, groups)
@@ -104,21 +103,20 @@ def _fold(values: torch.Tensor, sums: Sums, groups: Sequence[int]) -> None:
 class _OpenShard:
     """Keeps the shard in hand open: samples come in shard order."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._name, self._fd = directory, "", -1
+    def __init__(self, opened: ShardSet) -> None:
+        self._set, self._name, self._fd = opened, "", -1
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> _OpenShard:
         return self
 
     def read(self, extent: MemberExtent, offset: int, buffer: memoryview) -> int:
-        """Read into the buffer from an offset within the member; returns bytes read."""
-        path = self._directory / extent.shard
+        """Fill the buffer from an offset within the member; returns how many bytes are too few."""
         if self._name != extent.shard:
             self._held.close()
-            self._fd, self._name = self._held.enter_context(open_regular(path)), extent.shard
-        with storage_errors(path):
-            return os.preadv(self._fd, [buffer], extent.offset + offset)
+            self._fd, self._name = self._held.enter_context(self._set.open_shard(extent.shard)), extent.shard
+        with storage_errors(Path(extent.shard)):
+            return read_into(self._fd, [buffer], extent.offset + offset)
 
     def __exit__(self, *_exc: object) -> None:
         self._held.close()

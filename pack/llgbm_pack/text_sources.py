@@ -12,8 +12,6 @@ Known shapes, all of them bounded and strict:
 from __future__ import annotations
 
 import codecs
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.storage import read_at_most
 
 #: Largest text file that is read, in bytes.
 MAX_TEXT_BYTES: Final = 64 << 20
@@ -62,11 +61,7 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
         CheckpointError: Unreadable, not a regular file, too large, not strict JSON, or of no known shape.
     """
     try:
-        _regular(path.stat(), path)  # before it is opened: opening a device may do something
-        # Without waiting: a FIFO put there since would block until somebody writes to it.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            _regular(os.fstat(file.fileno()), path)
-            data = file.read(max_bytes + 1)
+        data = read_at_most(path, max_bytes)
     except OSError as error:
         raise CheckpointError(
             "texts cannot be read", where=path.name, got=error.strerror or str(error)
@@ -76,11 +71,6 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     except HeaderError as error:
         raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
     return parse_texts(value, where=path.name)
-
-
-def _regular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError("texts cannot be read", where=path.name, got="not a regular file")
 
 
 def parse_texts(value: object, *, where: str) -> TextFile:

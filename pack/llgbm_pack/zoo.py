@@ -12,6 +12,7 @@ from typing import Final
 
 from llgbm_pack.zoo_directory import WEIGHTS, Candidate, Rejected, adapters_of
 from llgbm_shards.errors import StorageError, UsageError
+from llgbm_shards.storage import opened_file, read_range
 
 __all__ = ["Candidate", "Rejected", "ZooListing", "natural_key", "walk_zoo"]
 
@@ -223,8 +224,6 @@ def _equal_files(left: Path, right: Path) -> bool:
         return True
     if a.st_size != b.st_size:
         return False
-    with left.open("rb") as first, right.open("rb") as second:
-        while block := first.read(_BLOCK):
-            if block != second.read(_BLOCK):
-                return False
-    return True
+    with opened_file(left) as first, opened_file(right) as second:
+        ranges = ((offset, _BLOCK) for offset in range(0, a.st_size, _BLOCK))
+        return all(read_range(first, *part) == read_range(second, *part) for part in ranges)

@@ -120,14 +120,14 @@ class _Check:
         if expect_digest is not None and record.digest != expect_digest:
             what = f"another set than expected: expected digest {expect_digest}, got {record.digest}"
             self.findings.append(Finding(shard=RECORD_NAME, what=what))
-        self.findings += check_files(self.root, record)
-        found = check_presence(self.root, record)
+        self.findings += check_files(opened.directory, record)
+        found = check_presence(opened.directory, record)
         self.findings += found.findings
         read = self.level != "quick"
-        self.findings += [check_extra(self.root, path, record, read=read) for path in found.extra]
+        self.findings += [check_extra(opened.directory, name, record, read=read) for name in found.extra]
         sound_index = self._index(opened)
         if read:
-            self._scan(record, found.there, opened if sound_index else None)
+            self._scan(opened, found.there, sound_index)
         return self._report(record)
 
     def _index(self, opened: ShardSet) -> bool:
@@ -142,12 +142,12 @@ class _Check:
             return False
         return True
 
-    def _scan(self, record: CommitRecord, present: list[ShardEntry], opened: ShardSet | None) -> None:
+    def _scan(self, opened: ShardSet, present: list[ShardEntry], sound_index: bool) -> None:
         """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""
-        deep = DeepCheck(opened) if self.level == "deep" and opened is not None else None
+        deep = DeepCheck(opened) if self.level == "deep" and sound_index else None
 
         def scan(shard: ShardEntry) -> ShardScan:
-            return self._scan_one(shard, record, opened, deep)
+            return self._scan_one(shard, opened, sound_index, deep)
 
         if self.workers == 1 or len(present) == 1:
             self.scans = [scan(shard) for shard in present]
@@ -157,25 +157,23 @@ class _Check:
         self.findings += [finding for one in self.scans for finding in one.findings]
 
     def _scan_one(
-        self, shard: ShardEntry, record: CommitRecord, opened: ShardSet | None, deep: DeepCheck | None
+        self, shard: ShardEntry, opened: ShardSet, sound_index: bool, deep: DeepCheck | None
     ) -> ShardScan:
-        path = self.root / shard.name
         whole = self.window.fraction == 1
         try:
-            samples = None if opened is None else list(opened.shard_extents(shard.name))
+            samples = list(opened.shard_extents(shard.name)) if sound_index else None
         except DamageError as error:
             return ShardScan([finding_of(error, error.shard)])
         if samples is not None and not whole:
             samples = [sample for sample in samples if sample[0].key in self.window]
         scan = scan_shard(
-            path,
-            shard,
+            opened.shards[shard.name],
             samples,
             whole=whole or samples is None,
             inspect=deep.inspect if deep else None,
             progress=self.progress,
         )
-        if scan.nothing_right and (holds := identify(path, record)):
+        if scan.nothing_right and (holds := identify(opened.directory, shard.name, opened.record)):
             size = [finding for finding in scan.findings if finding.kind != "damage"]
             scan.findings = [*size, Finding(shard=shard.name, what=f"not the shard of this name: {holds}")]
         return scan

@@ -108,6 +108,11 @@ class DamageError(LlgbmError):
         self.key = key
         self.member = member
 
+    def at(self, key: str, member: str) -> DamageError:
+        """The same damage, met on reading this member of this sample."""
+        facts = {"expected": self.expected, "got": self.got, "do": self.do}
+        return DamageError(self.what, shard=self.shard, key=key, member=member, **facts)
+
 
 class StorageError(LlgbmError):
     """The work could not be done: I/O failed, a backend is missing, something is unreadable."""

@@ -70,7 +70,7 @@ def recover_samples(fd: int, shard: str, *, limit: int = sys.maxsize) -> Recover
 
 def _header_at(fd: int, offset: int, shard: str) -> ustar.Member | None:
     try:
-        return ustar.parse(os.pread(fd, ustar.BLOCK, offset), offset, shard)
+        return ustar.parse(read_range(fd, offset, ustar.BLOCK), offset, shard)
     except DamageError:
         return None
 

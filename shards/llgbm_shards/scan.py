@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
@@ -15,10 +14,13 @@ from blake3 import blake3
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError
 from llgbm_shards.findings import Finding, Kind
+from llgbm_shards.held import HeldShard
 from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.sample import SUFFIX
+from llgbm_shards.set_files import finding_of
 from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.storage import read_into, read_range
 
 #: Read size: large enough to amortise calls, small enough to be hashed while it is still in cache.
 _CHUNK: Final = 1 << 20
@@ -48,8 +50,7 @@ class ShardScan:
 
 
 def scan_shard(
-    path: Path,
-    entry: ShardEntry,
+    shard: HeldShard,
     samples: Samples | None,
     *,
     whole: bool = True,
@@ -59,8 +60,7 @@ def scan_shard(
     """Read a shard and list its damage.
 
     Args:
-        path: The shard.
-        entry: Its row in the commit record.
+        shard: The shard, as the set holds it.
         samples: The members of its samples from a sound index; None when there is no sound index, then what the
             shard's own json members say is taken, and proven by the shard's digest.
         whole: ``samples`` are all of the shard's, not some.
@@ -69,17 +69,19 @@ def scan_shard(
     """
     scan = ShardScan()
     try:
-        # O_NONBLOCK: should a named pipe have taken the shard's place, opening it must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = shard.open()
+    except DamageError as error:
+        scan.findings.append(finding_of(error, shard.name))
+        return scan
     except OSError as error:
         what = f"cannot be opened: {error.strerror}"
-        scan.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+        scan.findings.append(Finding(shard=shard.name, what=what, kind="unreadable"))
         return scan
     try:
-        _Scanner(fd, entry, scan, inspect, progress).run(samples, whole)
+        _Scanner(fd, shard.entry, scan, inspect, progress).run(samples, whole)
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-        scan.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+        scan.findings.append(Finding(shard=shard.name, what=what, kind="unreadable"))
     finally:
         os.close(fd)
     return scan
@@ -150,9 +152,9 @@ class _Scanner:
 
     def _judge(self, extent: MemberExtent) -> tuple[Kind, str] | None:
         try:
-            head = os.pread(self.fd, ustar.BLOCK, extent.offset - ustar.BLOCK)
+            head = read_range(self.fd, extent.offset - ustar.BLOCK, ustar.BLOCK)
             digest, count = self._digest(extent.offset, extent.size)
-            pad = os.pread(self.fd, -extent.size % ustar.BLOCK, extent.offset + extent.size)
+            pad = read_range(self.fd, extent.offset + extent.size, -extent.size % ustar.BLOCK)
         except OSError as error:
             self.held = None
             return "unreadable", f"cannot be read: {error.strerror}"
@@ -167,7 +169,8 @@ class _Scanner:
         done = 0
         self.held = bytearray() if self.hold else None
         while done < size:
-            count = os.preadv(self.fd, [self.buffer[: size - done]], offset + done)
+            wanted = min(size - done, len(self.buffer))
+            count = wanted - read_into(self.fd, [self.buffer[:wanted]], offset + done)
             if count == 0:
                 break
             digest.update(self.buffer[:count])
@@ -185,7 +188,7 @@ class _Scanner:
 
     def _end(self, offset: int) -> None:
         try:
-            ustar.check_end(os.pread(self.fd, len(ustar.END) + 1, offset), self.entry.name, offset)
+            ustar.check_end(read_range(self.fd, offset, len(ustar.END) + 1), self.entry.name, offset)
         except DamageError as error:
             self._found(f"{error.what}: expected {error.expected}, got {error.got}")
 

@@ -7,21 +7,19 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final, TypeVar
 
-from blake3 import blake3
-
-from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex
+from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
+from llgbm_shards.held import member_lines
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
 from llgbm_shards.storage import TEMPORARY, open_regular, read_range, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
-_CHUNK: Final = 1 << 20
 #: Directory whose every file is the record's business: another file there changes how texts are tokenized.
 _TOKENIZER: Final = "tokenizer"
 
@@ -54,29 +52,31 @@ def read_twice(read: Callable[[], T], name: str, findings: list[Finding]) -> T:
         return value
 
 
-def check_files(root: Path, record: CommitRecord) -> list[Finding]:
+def check_files(directory: Directory, record: CommitRecord) -> list[Finding]:
     """Index, skipped list and tokenizer files: small, so always whole."""
     findings: list[Finding] = []
     for entry in record.files:
         try:
-            read_twice(lambda entry=entry: read_listed(root, entry), entry.name, findings)  # type: ignore[misc]
+            read_twice(lambda entry=entry: read_listed(directory, entry), entry.name, findings)  # type: ignore[misc]
         except LlgbmError as error:
             findings.append(finding_of(error, entry.name))
     return findings
 
 
-def read_listed(root: Path, entry: FileEntry) -> bytes:
+def read_listed(directory: Directory, entry: FileEntry) -> bytes:
     """The bytes of a file that the record lists.
 
     Raises:
-        DamageError: It is missing, or not what was written.
+        DamageError: It is missing, or not what was written; or the set was replaced.
         StorageError: It cannot be read.
     """
-    path = root / entry.name
+    path = Path(entry.name)
     with storage_errors(path):
-        if not os.path.lexists(path):
-            raise DamageError("missing", shard=entry.name)
-    with open_regular(path) as fd:
+        try:
+            os.lstat(path, dir_fd=directory.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            raise directory.missing(entry.name) from None
+    with open_regular(path, dir_fd=directory.fd) as fd:
         size = os.fstat(fd).st_size
         # Not read before its size is right: what stands there may be a hole of terabytes.
         data = read_range(fd, 0, size) if size == entry.size else b""
@@ -95,24 +95,23 @@ class Presence:
     Attributes:
         findings: Shards that are missing, of another size, or no files.
         there: Shards that can be read, whatever their size.
-        extra: Files that are not of this set.
+        extra: Names of files that are not of this set.
     """
 
     findings: list[Finding] = field(default_factory=list)
     there: list[ShardEntry] = field(default_factory=list)
-    extra: list[Path] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
 
 
-def check_presence(root: Path, record: CommitRecord) -> Presence:
+def check_presence(directory: Directory, record: CommitRecord) -> Presence:
     """Look for the shards, and for what is none of the set's."""
     found = Presence()
     for entry in record.shards:
         try:
-            status = (root / entry.name).stat()
+            status = os.stat(entry.name, dir_fd=directory.fd)
         except FileNotFoundError:
-            found.findings.append(
-                Finding(shard=entry.name, what=f"missing, with its {entry.samples} samples")
-            )
+            missing = directory.missing(entry.name, f"missing, with its {entry.samples} samples")
+            found.findings.append(finding_of(missing, entry.name))
             continue
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
@@ -125,56 +124,42 @@ def check_presence(root: Path, record: CommitRecord) -> Presence:
         if status.st_size != entry.size:
             what = f"wrong size: expected {entry.size} bytes, got {status.st_size}"
             found.findings.append(Finding(shard=entry.name, what=what))
-    with storage_errors(root):
-        found.extra = list(_extra(root, record))
+    with storage_errors(directory.path):
+        found.extra = list(_extra(directory, record))
     return found
 
 
-def _extra(root: Path, record: CommitRecord) -> Iterator[Path]:
+def _extra(directory: Directory, record: CommitRecord) -> Iterator[str]:
     known = {entry.name for entry in record.shards} | {entry.name for entry in record.files}
-    for path in sorted(root.iterdir()):
+    for name in sorted(os.listdir(directory.fd)):  # noqa: PTH208 - a Path knows no descriptor
         # Also x.TAR and x.tar.bak: somebody's pattern for shards may match them.
-        like_a_shard = ".tar" in (suffix.lower() for suffix in path.suffixes)
-        if path.name not in known and (like_a_shard or path.name.startswith(TEMPORARY)):
-            yield path
-    if (root / _TOKENIZER).is_dir():
-        for path in sorted((root / _TOKENIZER).rglob("*")):
-            folder = path.is_dir() and not path.is_symlink()
-            if not folder and path.relative_to(root).as_posix() not in known:
-                yield path
+        like_a_shard = ".tar" in (suffix.lower() for suffix in PurePath(name).suffixes)
+        if name not in known and (like_a_shard or name.startswith(TEMPORARY)):
+            yield name
+    yield from sorted(name for name in directory.files_below(_TOKENIZER) if name not in known)
 
 
-def check_extra(root: Path, path: Path, record: CommitRecord, *, read: bool) -> Finding:
+def check_extra(directory: Directory, name: str, record: CommitRecord, *, read: bool) -> Finding:
     """A file that is not of the set; with ``read`` a tar is read to tell whether it is a shard by another name."""
-    name = path.relative_to(root).as_posix()
-    if path.name.startswith(TEMPORARY):
+    if PurePath(name).name.startswith(TEMPORARY):
         return Finding(shard=name, what="a file that a writer left unfinished")
     what = "a file that is not of this set"
-    if path.parent == root:
+    if "/" not in name:
         what = "a shard that is not of this set"
-        if read and (holds := identify(path, record)):
+        if read and (holds := identify(directory, name, record)):
             what += f": {holds}"
     return Finding(shard=name, what=what)
 
 
-def identify(path: Path, record: CommitRecord) -> str:
+def identify(directory: Directory, name: str, record: CommitRecord) -> str:
     """Say whose bytes a tar holds: another shard of the set, or a shard of another set; "" when it is neither."""
     lines: list[tuple[str, int, str]] = []
     try:
-        with open_regular(path) as fd:
-            lines += (
-                (member.name, member.size, _digest(fd, member)) for member in ustar.members(fd, path.name)
-            )
+        with open_regular(Path(name), dir_fd=directory.fd) as fd:
+            lines += member_lines(fd, name)
     except (DamageError, StorageError):
         return ""
     owner = {entry.digest: entry.name for entry in record.shards}.get(shard_digest(lines))
     if owner is not None:
         return f"it holds the bytes of {owner}"
     return f"a sound shard of another set, which begins with {lines[0][0]}" if lines else ""
-
-
-def _digest(fd: int, member: ustar.Member) -> str:
-    digest = blake3()
-    for offset in range(member.data_offset, member.data_offset + member.size, _CHUNK):
-        digest.update(os.pread(fd, min(_CHUNK, member.data_offset + member.size - offset), offset))
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from llgbm_shards import ustar
 from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
 from llgbm_shards.canonical import blake3_hex, load_json
+from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
+from llgbm_shards.held import HeldShard
 from llgbm_shards.index import INDEX_NAME, decode_index, index_schema, refuse_many_rows
 from llgbm_shards.json_schema import schema_faults
 from llgbm_shards.layout import Layout
@@ -31,7 +34,7 @@ from llgbm_shards.record import (
 )
 from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
 from llgbm_shards.set_files import read_listed
-from llgbm_shards.storage import open_regular, read_file, read_range, require_set_directory, storage_errors
+from llgbm_shards.storage import read_file, read_range, require_set_directory, storage_errors
 
 #: Longest json member accepted.
 MAX_JSON_BYTES: Final = 96 << 20
@@ -68,11 +71,17 @@ class Sample:
 
 
 class ShardSet:
-    """A committed shard set.
+    """A committed shard set. It stays the one that was opened, whatever takes its directory's name or its files' places.
 
     Args:
         path: Directory of the set.
         expect_digest: Digest that ``shardset.json`` must have, as printed at the end of a build.
+
+    Attributes:
+        path: The directory as it was named.
+        directory: The directory that is held open.
+        record: The commit record.
+        shards: The shards by name, in the record's order.
 
     Raises:
         DamageError: No commit record (an unfinished set), or the record or the index is damaged.
@@ -82,7 +91,9 @@ class ShardSet:
 
     def __init__(self, path: str | os.PathLike[str], *, expect_digest: str | None = None) -> None:
         self.path = local_path("path", path)
-        self.record = read_record(self.path)
+        require_set_directory(self.path)
+        self.directory = Directory(self.path)
+        self.record = _read_record(self.directory)
         if expect_digest is not None and checked_digest(expect_digest) != self.record.digest:
             raise UsageError(
                 "another set than expected",
@@ -91,6 +102,7 @@ class ShardSet:
                 got=self.record.digest,
                 do="Use the set that was pinned, or pin this one's digest.",
             )
+        self.shards = {entry.name: HeldShard(self.directory, entry) for entry in self.record.shards}
 
     @property
     def layout(self) -> Layout:
@@ -105,7 +117,7 @@ class ShardSet:
     @functools.cached_property
     def _index_bytes(self) -> bytes:
         try:
-            data = read_listed(self.path, self.record.file(INDEX_NAME))
+            data = read_listed(self.directory, self.record.file(INDEX_NAME))
         except DamageError as error:
             raise DamageError(
                 f"not the index that was committed: {error.what}",
@@ -227,6 +239,25 @@ class ShardSet:
         starts = accumulate((entry.samples for entry in self.record.shards), initial=0)
         return {entry.name: (first, entry) for first, entry in zip(starts, self.record.shards, strict=False)}
 
+    @contextlib.contextmanager
+    def open_shard(self, name: str, *, prove: bool = True) -> Iterator[int]:
+        """The descriptor of a shard, for a block.
+
+        Args:
+            name: The shard.
+            prove: As for :meth:`HeldShard.open`.
+
+        Raises:
+            DamageError: It is missing, or the set was replaced.
+            StorageError: It cannot be opened or read.
+        """
+        with storage_errors(Path(name)):
+            fd = self.shards[name].open(prove=prove)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
     def read_member(self, extent: MemberExtent) -> bytes:
         """The verified bytes of one member.
 
@@ -236,10 +267,13 @@ class ShardSet:
             StorageError: They cannot be read.
         """
         require(isinstance(extent, MemberExtent), "extent", "a MemberExtent, as extents() gives them", extent)
-        path = self.path / extent.shard
-        with open_regular(path) as fd:
-            data = read_range(fd, extent.offset, extent.size)
-        actual = blake3_hex(data)
+        try:
+            with self.open_shard(extent.shard, prove=False) as fd:
+                data = read_range(fd, extent.offset, extent.size)
+                if (actual := blake3_hex(data)) != extent.blake3:
+                    self.shards[extent.shard].prove(fd)
+        except DamageError as error:
+            raise error.at(extent.key, SUFFIX[extent.field]) from error
         if actual != extent.blake3:
             raise DamageError(
                 "truncated" if len(data) < extent.size else "damaged",
@@ -299,11 +333,17 @@ def read_record(path: Path) -> CommitRecord:
         StorageError: It cannot be read.
     """
     require_set_directory(path)
-    record = path / RECORD_NAME
+    return _read_record(Directory(path))
+
+
+def _read_record(directory: Directory) -> CommitRecord:
+    record = Path(RECORD_NAME)
     with storage_errors(record):
-        if not os.path.lexists(record):
-            raise _no_record(path)
-    return parse_record(read_file(record, max_bytes=MAX_RECORD_BYTES))
+        try:
+            os.lstat(record, dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise _no_record(directory.path) from None
+    return parse_record(read_file(record, max_bytes=MAX_RECORD_BYTES, dir_fd=directory.fd))
 
 
 def _no_record(path: Path) -> DamageError:

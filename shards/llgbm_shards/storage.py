@@ -1,4 +1,8 @@
-"""Durable writes to a local directory: temporary name, write, fsync, rename, fsync of the directory."""
+"""Durable writes to a local directory (temporary name, write, fsync, rename, fsync of the directory), and reads.
+
+Regular files are opened in one place, and read in two ways that go on after a short read: FUSE and network file systems
+give less than was asked for. Only the end of the file ends a read early; what cannot be read is an OSError.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llgbm_shards.errors import DiskFullError, StorageError
 
@@ -18,7 +22,14 @@ from llgbm_shards.errors import DiskFullError, StorageError
 TEMPORARY: Final = ".tmp-"
 _MAX_PARTS: Final = 512  # under IOV_MAX
 _MAX_READ: Final = 1 << 30
+_PART: Final = 1 << 20
 Buffer = bytes | bytearray | memoryview
+#: Anything with the buffer protocol that can be written to.
+Target = Any
+
+
+class IrregularError(OSError):
+    """Something else than a regular file has the name."""
 
 
 @contextlib.contextmanager
@@ -31,6 +42,8 @@ def storage_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
     """
     try:
         yield
+    except IrregularError as error:
+        raise StorageError("not a regular file", where=path.name) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
@@ -118,31 +131,65 @@ def write_file(path: Path, data: Buffer) -> None:
         write_all(fd, [data])
 
 
+def open_file(path: str | Path, *, dir_fd: int | None = None) -> int:
+    """A descriptor of a regular file, for reading; the caller closes it.
+
+    Args:
+        path: The file.
+        dir_fd: An open directory that a relative path starts from.
+
+    Raises:
+        IrregularError: Something else has its name: a FIFO would hang, a device may do anything.
+        OSError: It cannot be opened.
+    """
+    _refuse_irregular(os.stat(path, dir_fd=dir_fd))
+    # Without waiting, and looked at again: it may have been replaced since.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    try:
+        _refuse_irregular(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_irregular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise IrregularError(errno.EINVAL, "not a regular file")
+
+
 @contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[int]:
-    """Open a file for reading, unless something else has its name: a FIFO would hang, a device may do anything.
+def opened_file(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
+    """The descriptor of :func:`open_file` for a block; OSErrors stay what they are.
+
+    Raises:
+        IrregularError: Something else than a regular file has the name.
+        OSError: It cannot be opened or read.
+    """
+    fd = open_file(path, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, *, dir_fd: int | None = None) -> Iterator[int]:
+    """Open a regular file for reading; OSErrors of the block become the error tree's.
 
     Raises:
         StorageError: It cannot be opened or read, or is not a regular file.
     """
-    with storage_errors(path):
-        _refuse_irregular(path.stat(), path)
-        # Without waiting, and looked at again: it may have been replaced since.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            _refuse_irregular(os.fstat(fd), path)
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _refuse_irregular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise StorageError("not a regular file", where=path.name)
+    with storage_errors(path), opened_file(path, dir_fd=dir_fd) as fd:
+        yield fd
 
 
 def read_range(fd: int, offset: int, size: int) -> bytes:
-    """Bytes of an open file; fewer when it ends before. One call of the system gives less than 2 GiB."""
+    """Bytes of an open file; fewer only when it ends before. One call of the system gives less than 2 GiB.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     parts: list[bytes] = []
     while size and (part := os.pread(fd, min(size, _MAX_READ), offset)):
         parts.append(part)
@@ -150,13 +197,47 @@ def read_range(fd: int, offset: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_file(path: Path, *, max_bytes: int | None = None) -> bytes:
+def read_into(fd: int, targets: Sequence[Target], offset: int) -> int:
+    """Fill the targets, one after the other, from an open file; returns how many bytes it has too few.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    views = [memoryview(target).cast("B") for target in targets]
+    views = [view for view in views if len(view)]
+    while views:
+        count = os.preadv(fd, views, offset)
+        if not count:
+            break
+        offset += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if views and count:
+            views[0] = views[0][count:]
+    return sum(map(len, views))
+
+
+def read_at_most(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file; one more than ``max_bytes``, and no further ones, when it is larger.
+
+    Raises:
+        IrregularError: Something else than a regular file has the name.
+        OSError: It cannot be read.
+    """
+    data = bytearray()
+    with opened_file(path) as fd:
+        while part := read_range(fd, len(data), min(_PART, max_bytes + 1 - len(data))):
+            data += part
+    return bytes(data)
+
+
+def read_file(path: Path, *, max_bytes: int | None = None, dir_fd: int | None = None) -> bytes:
     """Read a regular file whole.
 
     Raises:
         StorageError: It cannot be read, is not a regular file, or is larger than ``max_bytes``.
     """
-    with open_regular(path) as fd:
+    with open_regular(path, dir_fd=dir_fd) as fd:
         size = os.fstat(fd).st_size
         if max_bytes is not None and size > max_bytes:
             got = f"{size} bytes"

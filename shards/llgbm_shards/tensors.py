@@ -8,7 +8,6 @@ falling item size then name, and a header padded with spaces so that the data se
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.storage import IrregularError, opened_file, read_range
 
 #: Bits per element of the dtypes that safetensors knows (2026); sub-byte types are counted in bits.
 DTYPE_BITS: Final = {
@@ -63,12 +63,12 @@ def read_head(path: Path) -> tuple[bytes, int]:
         HeaderError: It is not a regular file; nothing is opened that could block.
         OSError: It cannot be read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise HeaderError("not a regular file", where=path.name)
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
-        return head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES)), size
+    try:
+        with opened_file(path) as fd:
+            length = int.from_bytes(read_range(fd, 0, 8), "little")
+            return read_range(fd, 0, 8 + min(length, MAX_HEADER_BYTES)), os.fstat(fd).st_size
+    except IrregularError as error:
+        raise HeaderError("not a regular file", where=path.name) from error
 
 
 def parse_header(head: bytes | memoryview, file_size: int, *, where: str = "safetensors") -> Header:

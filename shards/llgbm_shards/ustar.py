@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.storage import read_range
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
@@ -115,11 +116,12 @@ def members(fd: int, shard: str) -> Iterator[Member]:
 
     Raises:
         DamageError: Anything but the canonical profile.
+        OSError: It cannot be read.
     """
     size = os.fstat(fd).st_size
     offset = 0
     while True:
-        block = os.pread(fd, BLOCK, offset)
+        block = read_range(fd, offset, BLOCK)
         if block == _ZEROS:
             break
         member = parse(block, offset, shard)
@@ -127,11 +129,11 @@ def members(fd: int, shard: str) -> Iterator[Member]:
             raise DamageError(
                 "truncated", shard=shard, expected=f"at least {member.end + len(END)} bytes", got=f"{size}"
             )
-        tail = os.pread(fd, -member.size % BLOCK, member.data_offset + member.size)
+        tail = read_range(fd, member.data_offset + member.size, -member.size % BLOCK)
         check_padding(tail, shard, member.data_offset + member.size)
         yield member
         offset = member.end
-    check_end(os.pread(fd, len(END) + 1, offset), shard, offset)
+    check_end(read_range(fd, offset, len(END) + 1), shard, offset)
 
 
 def check_end(tail: bytes, shard: str, offset: int) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from llgbm_loader import ShardDataset, StreamingLoader, files
+from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_shards.errors import UsageError
+from llgbm_shards.held import HeldShard
 from support.synthetic import write_set
 
 OPTIONS = {"num_texts": 2, "form": "mix", "seed": 3}
@@ -86,8 +87,8 @@ def test_rows_of_padding_longest_have_lengths_of_their_own(made):
 
 def test_a_forked_process_opens_shards_for_itself(made, monkeypatch):
     dataset, opened = ShardDataset(made.path), []
-    want, plain = dataset[0], files._open_regular
-    monkeypatch.setattr(files, "_open_regular", lambda path: opened.append(path) or plain(path))
+    want, plain = dataset[0], HeldShard.open
+    monkeypatch.setattr(HeldShard, "open", lambda shard: opened.append(shard) or plain(shard))
     assert torch.equal(dataset[0]["delta"], want["delta"])
     assert not opened, "the parent has it open"
     context = torch.multiprocessing.get_context("fork")

@@ -19,6 +19,7 @@ from llgbm_loader.files import ShardFiles
 from llgbm_loader.reader_threads import Work
 from llgbm_loader.ring import BufferPool
 from llgbm_shards.errors import UsageError
+from llgbm_shards.shardset import ShardSet
 from support.leaks import child_env, descriptors, readers
 from support.synthetic import small_layout, write_set
 
@@ -206,7 +207,7 @@ def test_reading_goes_on_while_the_consumer_works(made, monkeypatch):
 
 def test_few_descriptors_are_open_however_many_shards_there_are(tmp_path):
     made = write_set(tmp_path / "set", 24, shard_samples=1)
-    shards = [str(made.path / sample.shard) for sample in made.samples]
+    shards = list(ShardSet(made.path).shards.values())
     files, before, byte = ShardFiles(shards), descriptors(), bytearray(1)
     for number in [*range(24), *range(24)]:
         assert files.read(number, [byte], 0) == 0
