@@ -100,7 +100,7 @@ def _refuse_other(began: Mapping[str, Any], now: Mapping[str, Any], out: Path) -
 
 def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a user changed, in words."""
-    if not all(isinstance(began.get(name), dict) for name in ("options", "shards", "tokenizer")):
+    if not _tells(began):
         return [f"a {PLAN_NAME} that cannot be read"]
     was = began["options"]
     found = [
@@ -114,6 +114,16 @@ def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found += [_few(before - after, "no longer to pack")] if before - after else []
     found += ["another text tokenizer"] if began["tokenizer"] != now["tokenizer"] else []
     return found or ["other shards"]
+
+
+def _tells(began: Mapping[str, Any]) -> bool:
+    """Whether it has what a difference is told from: the file may be damaged."""
+    if not all(isinstance(began.get(name), dict) for name in ("options", "shards", "tokenizer")):
+        return False
+    return all(
+        isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        for paths in began["shards"].values()
+    )
 
 
 def _few(paths: set[str], what: str) -> str:

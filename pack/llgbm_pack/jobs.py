@@ -157,7 +157,17 @@ class Note:
 
 
 def from_row(kind: type[T], row: dict[str, Any]) -> T:
-    """A flat dataclass from its JSON row."""
+    """A flat dataclass from its JSON row.
+
+    Raises:
+        KeyError: A field is missing.
+        TypeError: The row is none, or a field is of another type.
+    """
+    for field in fields(kind):
+        if (
+            type(row[field.name]).__name__ != field.type
+        ):  # The annotation's text, for that is what is kept here.
+            raise TypeError(f"{field.name} is not of type {field.type}")
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 

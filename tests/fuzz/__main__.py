@@ -44,13 +44,17 @@ def _fuzz(name: str, root: Path, save: Path, seconds: float) -> Outcome:
     found = home / "found"
     found.mkdir()
     command = [
-        sys.executable, "-m", "fuzz.engine", name, f"-max_total_time={max(1, round(seconds))}",
+        sys.executable, "-m", "fuzz.engine", name, str(found), f"-max_total_time={max(1, round(seconds))}",
         f"-timeout={_SLOW_S}", f"-rss_limit_mb={_MOST_MEMORY_MIB}", f"-max_len={_LONGEST}", "-print_final_stats=1",
-        f"-artifact_prefix={found}/", f"-dict={home / 'words'}", str(home / "corpus"),
+        f"-dict={home / 'words'}", str(home / "corpus"),
     ]  # fmt: skip
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds + _MARGIN_S, check=False
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds + _MARGIN_S,
+            check=False,
         )
         code, log = done.returncode, done.stdout.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
@@ -83,7 +87,9 @@ def _prepare(root: Path, names: Sequence[str]) -> None:
 
 
 def _told(name: str, outcome: Outcome) -> list[str]:
-    lines = [f"{name:<24}{outcome.runs:>10}{outcome.rate:>8}{outcome.kept:>8}   {len(outcome.findings)} findings"]
+    lines = [
+        f"{name:<24}{outcome.runs:>10}{outcome.rate:>8}{outcome.kept:>8}   {len(outcome.findings)} findings"
+    ]
     for path in outcome.findings:
         lines += [f"FOUND {name}: {path}", f"hex {path.read_bytes()[:4096].hex()}", outcome.log[-2500:]]
     return lines
@@ -93,8 +99,12 @@ def main() -> int:
     """Fuzz the targets, as many at a time as there are processors; 1 when anything was found, 2 without atheris."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="in all, divided over the targets")
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="this one only; may be repeated")
-    parser.add_argument("--save", type=Path, default=Path("fuzz-findings"), help="where inputs that fail are kept")
+    parser.add_argument(
+        "--target", action="append", choices=list(TARGETS), help="this one only; may be repeated"
+    )
+    parser.add_argument(
+        "--save", type=Path, default=Path("fuzz-findings"), help="where inputs that fail are kept"
+    )
     options = parser.parse_args()
     if find_spec("atheris") is None:
         print("atheris is missing: pip install 'llgbm-pack[fuzz]'", file=sys.stderr)
@@ -105,7 +115,9 @@ def main() -> int:
     total = found = 0
     with tempfile.TemporaryDirectory(prefix="llgbm-fuzz-") as temporary, ThreadPoolExecutor(cores) as pool:
         _prepare(Path(temporary), names)
-        futures = [pool.submit(_fuzz, name, Path(temporary), options.save.absolute(), share) for name in names]
+        futures = [
+            pool.submit(_fuzz, name, Path(temporary), options.save.absolute(), share) for name in names
+        ]
         for name, future in zip(names, futures, strict=True):
             outcome = future.result()
             total, found = total + outcome.runs, found + len(outcome.findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -12,7 +13,17 @@ _VALUES: tuple[Any, ...] = (
     [None], ["a", 1], {"": None}, "(a|a)*b", "lora_A", "train-000000.tar",
 )  # fmt: skip
 #: Forms that json.dumps has no value for.
-_RAW = (b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 4000, b"1" * 5000, b'"\\ud800"', b"[" * 70 + b"]" * 70, b"1.0")
+_RAW = (
+    b"1e999",
+    b"-1e999",
+    b"NaN",
+    b"Infinity",
+    b"1" * 4000,
+    b"1" * 5000,
+    b'"\\ud800"',
+    b"[" * 70 + b"]" * 70,
+    b"1.0",
+)
 _MARK = "<raw form>"
 
 
@@ -38,9 +49,11 @@ def _changed(value: Any, chance: random.Random) -> Any:
         case 0:
             del inside[key]
         case 1:
-            inside[key] = [inside[key]] * chance.choice((1, 2, 100))
+            inside[key] = [inside[key]] * chance.choice((1, 2, 30))
         case 2 if isinstance(inside, dict):
-            name = chance.choice(("", "a" * 300, "../x", "é", f"{key}2", f"{key}.lora_A.weight", "__metadata__"))
+            name = chance.choice(
+                ("", "a" * 300, "../x", "é", f"{key}2", f"{key}.lora_A.weight", "__metadata__")
+            )
             inside[name] = inside.pop(key)
         case 3:  # A value from somewhere else in it.
             other, name = chance.choice(places)
@@ -53,7 +66,7 @@ def _changed(value: Any, chance: random.Random) -> Any:
 
 
 def _new(chance: random.Random) -> Any:
-    return _MARK if chance.random() < 0.1 else chance.choice(_VALUES)
+    return _MARK if chance.random() < 0.1 else copy.deepcopy(chance.choice(_VALUES))
 
 
 def _places(value: Any) -> Any:

@@ -36,8 +36,9 @@ def adapter_config(data: bytes) -> None:
 
     config = parse_config(load_config(data, "adapter_config.json"), "adapter_config.json")
     for name in _NAMES:
-        rank, alpha = config.rank_of(name), config.alpha_of(name)
-        config.scaling_of(1.0 if alpha is None else alpha, rank or 1)
+        alpha = config.alpha_of(name)
+        config.rank_of(name)
+        config.scaling_of(1.0 if alpha is None else alpha, 8)  # A tensor's own rank, not the config's.
 
 
 def pattern(data: bytes) -> None:

@@ -56,7 +56,11 @@ def _of_a_zoo(directory: Path) -> dict[str, bytes]:
     made = write_adapter(directory / "zoo/alpha/run_000", 0)
     weights = (made / "adapter_model.safetensors").read_bytes()
     config = json.loads((made / "adapter_config.json").read_text())
-    patterns = {"rank_pattern": {"layers.0.*q_proj": 8}, "alpha_pattern": {"(q|v)_proj": 4.0}, "use_rslora": True}
+    patterns = {
+        "rank_pattern": {"layers.0.*q_proj": 8},
+        "alpha_pattern": {"(q|v)_proj": 4.0},
+        "use_rslora": True,
+    }
     tasks = {"run_000": {"task": "alpha", "path": "/old/zoo/alpha/run_000"}}
     return {
         "weights": weights,
@@ -73,14 +77,22 @@ def _of_a_zoo(directory: Path) -> dict[str, bytes]:
 def _of_deltas() -> dict[str, bytes]:
     entry = {"path": "zoo/alpha/run_000", "norm": 1.5, "shape": [24], "file": "b.npy"}
     config = {"base_model": "/models/tiny", "probes": ["a", "b"], "layer": -1, "dtype": "float32"}
-    named = {"adapter_path": "/a/b", "delta_file": "a.npy", "task": "t", "delta_norm": 1.0, "probes_file": "p.json"}
+    named = {
+        "adapter_path": "/a/b",
+        "delta_file": "a.npy",
+        "task": "t",
+        "delta_norm": 1.0,
+        "probes_file": "p.json",
+    }
     return {
         "npy": _npy(np.arange(24, dtype="<f4")),
         "npy-2": _npy(np.arange(6, dtype="<f8").reshape(2, 3), (2, 0)),
         "npy-fortran": _npy(np.asfortranarray(np.arange(6, dtype="<f2").reshape(2, 3))),
         "npy-objects": _npy(np.array([None, {}], object)),
         "manifest": _json({"adapters": {"0123456789ab": entry}, "config": config}),
-        "named-manifest": _json({"base_activation_file": "base.npy", "adapters": {"a": named}, "model_name": "x"}),
+        "named-manifest": _json(
+            {"base_activation_file": "base.npy", "adapters": {"a": named}, "model_name": "x"}
+        ),
     }
 
 
@@ -88,17 +100,30 @@ def _of_texts() -> dict[str, bytes]:
     said = [{"from": "system", "value": "s"}, {"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]
     return {
         "texts-list": _json(["one", "two", "three \ud83d\ude42"]),
-        "texts-dnd": _json([{"prompt": "p", "response": "r", "system": "s"}, {"prompt": "q", "answer": None}]),
+        "texts-dnd": _json(
+            [{"prompt": "p", "response": "r", "system": "s"}, {"prompt": "q", "answer": None}]
+        ),
         "texts-sharegpt": _json([{"conversations": said}]),
     }
 
 
 def _of_a_build() -> dict[str, bytes]:
     source = {"path": "/dev/null", "size": 0, "mtime_ns": 0, "digest": ""}
-    record: dict[str, Any] = {"name": "train-000000.tar", "split": "train", "plan": "THE-PLAN", "size": 0, "digest": ""}
+    record: dict[str, Any] = {
+        "name": "train-000000.tar",
+        "split": "train",
+        "plan": "THE-PLAN",
+        "size": 0,
+        "digest": "",
+    }
     record |= {"rows": [{"key": "a"}], "skipped": [{"checkpoint": "a", "fault": True, "reason": "b"}]}
     record |= {"notes": [{"checkpoint": "a", "what": "b"}], "inputs": [source], "matched_by": {"path": 1}}
-    plan = {"fingerprint": "then", "options": {"seed": 0}, "shards": {"a.tar": ["a/b", "a/c"]}, "tokenizer": {}}
+    plan = {
+        "fingerprint": "then",
+        "options": {"seed": 0},
+        "shards": {"a.tar": ["a/b", "a/c"]},
+        "tokenizer": {},
+    }
     return {
         "shard-record": _json({**record, "fallbacks": 0}),
         "plan": _json(plan),

@@ -29,7 +29,7 @@ def recover(data: bytes) -> None:
     finally:
         os.close(fd)
     for extents in found.samples:
-        assert all(0 <= extent.offset and extent.offset + extent.size <= len(data) for extent in extents)
+        assert all(extent.offset >= 0 and extent.offset + extent.size <= len(data) for extent in extents)
 
 
 def safetensors(data: bytes) -> None:

@@ -46,14 +46,20 @@ TARGETS: Final[Mapping[str, Target]] = {
     "index": Target(run=set_targets.index, seeds=("index", "index-about"), growth=256 * MIB),
     "index rows": Target(run=set_targets.index_rows, seeds=("rows",), json=True),
     "sample's json": Target(run=set_targets.sample_json, seeds=("sample",), json=True),
-    "sample's arrays": Target(run=set_targets.sample_arrays, seeds=("member-scales", "member-texts", "member-delta")),
+    "sample's arrays": Target(
+        run=set_targets.sample_arrays, seeds=("member-scales", "member-texts", "member-delta")
+    ),
     "adapter": Target(run=pack_targets.adapter, seeds=("weights-header",), json=True),
     "adapter config": Target(run=pack_targets.adapter_config, seeds=("config", "config-patterns"), json=True),
     "pattern": Target(run=pack_targets.pattern, seeds=("pattern",)),
     "delta": Target(run=pack_targets.delta, seeds=("npy", "npy-2", "npy-fortran", "npy-objects")),
     "delta manifest": Target(run=pack_targets.delta_manifest, seeds=("manifest",), json=True),
-    "named delta manifest": Target(run=pack_targets.named_delta_manifest, seeds=("named-manifest",), json=True),
-    "texts": Target(run=pack_targets.texts, seeds=("prompts", "texts-list", "texts-dnd", "texts-sharegpt"), json=True),
+    "named delta manifest": Target(
+        run=pack_targets.named_delta_manifest, seeds=("named-manifest",), json=True
+    ),
+    "texts": Target(
+        run=pack_targets.texts, seeds=("prompts", "texts-list", "texts-dnd", "texts-sharegpt"), json=True
+    ),
     "zoo manifest": Target(run=pack_targets.zoo_manifest, seeds=("tasks", "tasks-list"), json=True),
     "shard record": Target(run=pack_targets.shard_record, seeds=("shard-record",), json=True),
     "plan": Target(run=pack_targets.plan, seeds=("plan",), json=True),
