@@ -104,7 +104,7 @@ def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return [f"a {PLAN_NAME} that cannot be read"]
     was = began["options"]
     found = [
-        f"{name.replace('_', ' ')} {value!r} (was {was.get(name)!r})"
+        f"{name.replace('_', ' ')} {value!r:.200} (was {was.get(name)!r:.200})"
         for name, value in now["options"].items()
         if value != was.get(name)
     ]
@@ -129,4 +129,4 @@ def _tells(began: Mapping[str, Any]) -> bool:
 def _few(paths: set[str], what: str) -> str:
     shown: Sequence[str] = sorted(paths)[:_FEW]
     rest = ", ..." if len(paths) > _FEW else ""
-    return f"{len(paths)} checkpoints {what} ({', '.join(shown)}{rest})"
+    return f"{len(paths)} checkpoints {what} ({', '.join(shown):.600}{rest})"

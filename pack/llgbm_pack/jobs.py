@@ -144,7 +144,7 @@ class InputFile:
             if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
                 return True
             return status.st_size == self.size and blake3_hex(path.read_bytes()) == self.digest
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path; no such file can be.
             return self.size < 0
 
 

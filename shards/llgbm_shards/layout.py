@@ -86,11 +86,14 @@ class Layout:
     def __post_init__(self) -> None:
         if self.dtype not in PADDING_BITS:
             raise HeaderError(
-                "unknown dtype", where="layout", expected="/".join(PADDING_BITS), got=self.dtype
+                "unknown dtype", where="layout", expected="/".join(PADDING_BITS), got=f"{self.dtype:.40}"
             )
         if self.token_order not in TOKEN_ORDERS:
             raise HeaderError(
-                "unknown token order", where="layout", expected="/".join(TOKEN_ORDERS), got=self.token_order
+                "unknown token order",
+                where="layout",
+                expected="/".join(TOKEN_ORDERS),
+                got=f"{self.token_order:.40}",
             )
         token = 0
         for module in self.modules:
@@ -98,7 +101,10 @@ class Layout:
             got = (module.first_token, module.tokens_a, module.tokens_b)
             if got != want:
                 raise HeaderError(
-                    "module table does not add up", where=module.name, expected=f"{want}", got=f"{got}"
+                    "module table does not add up",
+                    where=f"{module.name:.200}",
+                    expected=f"{want}",
+                    got=f"{got}",
                 )
             token += module.tokens_a + module.tokens_b
 

@@ -22,14 +22,21 @@ REGRESSIONS: Final[Mapping[str, Sequence[bytes]]] = {
     "named delta manifest": [
         b'{"adapters": {"a": {"adapter_path": "b", "delta_file": "c", "delta_norm": %s}}}' % _DIGITS
     ],
-    # Fields of other types in what a killed build left; digits without end in a message.
-    "shard record": [b'%s"inputs": [{"path": [], "size": 0, "mtime_ns": 0, "digest": ""}]}' % _SHARD],
+    # Fields of other types in what a killed build left, a path that cannot be; digits without end in a message.
+    "shard record": [
+        b'%s"inputs": [{"path": [], "size": 0, "mtime_ns": 0, "digest": ""}]}' % _SHARD,
+        b'%s"inputs": [{"path": "\\u0000", "size": 0, "mtime_ns": 0, "digest": ""}]}' % _SHARD,
+    ],
     "plan": [
         b'{"options": {}, "shards": {"a": 1}, "tokenizer": {}}',
         b'{"options": {}, "shards": {"a": [[]]}, "tokenizer": {}}',
     ],
     "lock": [b'{"host": "h", "pid": 1%s}' % (b"0" * 3000)],
     "skipped list": [b'{"skipped": [{"checkpoint": 1}]}'],
+    "loader's state": [
+        b'{"version": 1, "sets": ["%s"], "split": "train", "filters": "", "seed": 0, "shuffle": true, "samples": 12, '
+        b'"epoch": 0, "position": 1%s}' % (b"0" * 64, b"0" * 4000)
+    ],
     # Every letter may begin a scheme, and each was looked at to the end.
     "credentials": [b"a" * 300_000 + b" :/", b"ab:/" * 100_000],
 }

@@ -12,7 +12,7 @@ from fuzz.regressions import REGRESSIONS
 from fuzz.seeds import make_seeds
 from fuzz.targets import TARGETS, Target
 
-_CHANGES = 40
+_CHANGES = 50
 #: Seeds that show what is refused.
 _REFUSED = {"npy-objects", "npy-2", "npy-fortran", "plan", "lock"}
 
@@ -44,6 +44,12 @@ def test_old_findings_stay_mended(name):
 def test_an_index_with_a_name_that_is_no_text_is_refused(seeds):
     damaged = seeds["index"].replace(b"checkpoint", b"\xffheckpoint")
     assert not judge(TARGETS["index"], damaged)
+
+
+def test_a_message_shows_the_beginning_of_a_long_name(seeds):
+    fields = json.loads(seeds["record"])
+    fields["modules"][0] |= {"name": "a" * 5000, "tokens_a": 9}
+    assert not judge(TARGETS["sealed record"], json.dumps(fields).encode())
 
 
 def test_a_finding_is_one():
