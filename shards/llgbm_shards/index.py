@@ -116,6 +116,7 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
                 got=f"{file.schema_arrow.names}",
             )
         table = file.read(columns=wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+        table.validate(full=True)  # Neither read nor cast looks whether strings are UTF-8.
     except (
         pa.ArrowException,
         OSError,

@@ -41,8 +41,10 @@ def test_old_findings_stay_mended(name):
         judge(TARGETS[name], data)
 
 
-def test_an_index_with_a_name_that_is_no_text_is_refused(seeds):
-    damaged = seeds["index"].replace(b"checkpoint", b"\xffheckpoint")
+@pytest.mark.parametrize("text", [b"checkpoint", b"train-000000.tar", b"arc_e", b"tiny"])
+def test_an_index_whose_names_or_values_are_no_text_is_refused(seeds, text):
+    damaged = seeds["index"].replace(text, b"\xff" + text[1:])
+    assert damaged != seeds["index"]
     assert not judge(TARGETS["index"], damaged)
 
 
