@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo
 
-.PHONY: run test faults stress lint bench clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: run test faults fuzz stress lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +51,14 @@ stress: $(VENV)/.installed-dev
 # Kills, failing calls, full disks, rivals: every one of them, and a table of the outcomes.
 faults: $(VENV)/.installed-dev
 	PYTHONPATH=shards:loader:pack:tests $(BIN)/python -m faults
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,fuzz]'
+	touch $@
+
+# Every parser under a coverage-guided fuzzer; what fails is kept in fuzz-findings/.
+fuzz: $(VENV)/.installed-fuzz
+	PYTHONPATH=shards:loader:pack:tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

@@ -110,7 +110,9 @@ class StreamState:
         position: Any = saved.get("position")
         if not (_whole(epoch) and _whole(position) and position <= self._identity.samples):
             expected = f"epoch >= 0, position 0 to {self._identity.samples}"
-            raise UsageError("not a place", expected=expected, got=f"epoch {epoch!r} position {position!r}")
+            raise UsageError(
+                "not a place", expected=expected, got=f"epoch {epoch!r:.40} position {position!r:.40}"
+            )
         self._start = self._received = Place(epoch, position)
         self._iteration += 1
 

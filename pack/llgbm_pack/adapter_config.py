@@ -158,7 +158,7 @@ def _refuse_variants(config: Mapping[str, Any], where: str) -> None:
                 got=f"{config[key]!r:.80}",
                 do="Only plain A and B can be packed.",
             )
-    if config.get("bias", "none") not in {"none", None}:
+    if config.get("bias", "none") not in ("none", None):  # A set could not be asked for a list.
         raise CheckpointError(
             "it trains biases besides A and B",
             where=f"{where}: bias",

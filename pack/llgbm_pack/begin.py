@@ -100,11 +100,11 @@ def _refuse_other(began: Mapping[str, Any], now: Mapping[str, Any], out: Path) -
 
 def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a user changed, in words."""
-    if not all(isinstance(began.get(name), dict) for name in ("options", "shards", "tokenizer")):
+    if not _tells(began):
         return [f"a {PLAN_NAME} that cannot be read"]
     was = began["options"]
     found = [
-        f"{name.replace('_', ' ')} {value!r} (was {was.get(name)!r})"
+        f"{name.replace('_', ' ')} {value!r:.200} (was {was.get(name)!r:.200})"
         for name, value in now["options"].items()
         if value != was.get(name)
     ]
@@ -116,7 +116,17 @@ def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found or ["other shards"]
 
 
+def _tells(began: Mapping[str, Any]) -> bool:
+    """Whether it has what a difference is told from: the file may be damaged."""
+    if not all(isinstance(began.get(name), dict) for name in ("options", "shards", "tokenizer")):
+        return False
+    return all(
+        isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        for paths in began["shards"].values()
+    )
+
+
 def _few(paths: set[str], what: str) -> str:
     shown: Sequence[str] = sorted(paths)[:_FEW]
     rest = ", ..." if len(paths) > _FEW else ""
-    return f"{len(paths)} checkpoints {what} ({', '.join(shown)}{rest})"
+    return f"{len(paths)} checkpoints {what} ({', '.join(shown):.600}{rest})"

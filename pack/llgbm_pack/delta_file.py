@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from llgbm_shards.errors import CheckpointError
+from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.npy import parse_npy
 from llgbm_shards.storage import IrregularError, read_at_most
 
 #: Largest file of one delta or base activation read, in bytes.
@@ -85,7 +85,12 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
         raise CheckpointError(
             "too large for a delta", where=file.name, expected=f"at most {MAX_DELTA_BYTES} bytes"
         )
-    stored = _parse_npy(data, file)
+    try:
+        stored = parse_npy(data, where=file.name)
+    except HeaderError as error:
+        raise CheckpointError(
+            error.what, where=error.where, expected=error.expected, got=error.got
+        ) from error
     if not 1 <= stored.ndim <= dimensions or stored.size == 0:
         got = f"shape {stored.shape}"
         raise CheckpointError("delta of another shape", where=file.name, expected="(hidden,)", got=got)
@@ -98,27 +103,3 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
         )
     note = "" if stored.dtype == np.dtype("<f4") else f"cast from {stored.dtype} to float32"
     return array, blake3(data).hexdigest(), note
-
-
-def _parse_npy(data: bytes, file: Path) -> NDArray[Any]:
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, fortran, dtype = read(stream, max_header_size=4096)
-    except (ValueError, KeyError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
-        raise CheckpointError("not an npy array", where=file.name, got=str(error)[:120]) from error
-    if dtype.str not in ("<f2", "<f4", "<f8"):
-        raise CheckpointError(
-            "delta of another dtype", where=file.name, expected="<f4 (or <f2, <f8)", got=dtype.str
-        )
-    body = data[stream.tell() :]
-    expected = math.prod(shape) * dtype.itemsize
-    if len(body) != expected:
-        counts = f"{len(body)} bytes"
-        raise CheckpointError(
-            "npy file cut short or too long", where=file.name, expected=f"{expected}", got=counts
-        )
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")

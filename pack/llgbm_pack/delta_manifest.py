@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,8 @@ MANIFEST: Final = "manifest.json"
 NAMED_MANIFEST: Final = "delta_manifest.json"
 #: Largest manifest read, in bytes: about a million adapters.
 MAX_MANIFEST_BYTES: Final = 512 << 20
+#: A whole number in JSON may be beyond it, and then be no float.
+_LARGEST: Final = sys.float_info.max
 #: What a digest of the measured adapter is called.
 DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
@@ -198,7 +200,7 @@ def _number(info: Mapping[str, Any], name: str, where: str) -> float | None:
     value = info.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST:
         raise UsageError(f"{name} is no norm", where=where, expected="a number from 0", got=repr(value)[:80])
     return float(value)
 

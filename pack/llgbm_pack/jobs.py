@@ -145,7 +145,7 @@ class InputFile:
             if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
                 return True
             return status.st_size == self.size and blake3_hex(read_at_most(path, self.size)) == self.digest
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path; no such file can be.
             return self.size < 0
 
 
@@ -158,7 +158,17 @@ class Note:
 
 
 def from_row(kind: type[T], row: dict[str, Any]) -> T:
-    """A flat dataclass from its JSON row."""
+    """A flat dataclass from its JSON row.
+
+    Raises:
+        KeyError: A field is missing.
+        TypeError: The row is none, or a field is of another type.
+    """
+    for field in fields(kind):
+        if (
+            type(row[field.name]).__name__ != field.type
+        ):  # The annotation's text, for that is what is kept here.
+            raise TypeError(f"{field.name} is not of type {field.type}")
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 

@@ -143,7 +143,7 @@ def _holder(fd: int) -> dict[str, Any]:
 
 
 def _locked(directory: Path, holder: dict[str, Any]) -> LockedError:
-    who = f"host {holder.get('host', '?')}, pid {holder.get('pid', '?')}, since {holder.get('since', '?')}"
+    who = ", ".join(f"{name} {holder.get(name, '?')!s:.80}" for name in ("host", "pid", "since"))
     return LockedError(
         "being packed by another process",
         where=str(directory.parent),

@@ -242,6 +242,6 @@ def skipped_checkpoints(out: Path) -> list[str]:
             where=SKIPPED_NAME,
             max_bytes=_MAX_SKIPPED_BYTES,
         )
-        return [row["checkpoint"] for row in value["skipped"]]
+        return [row["checkpoint"] for row in value["skipped"] if isinstance(row["checkpoint"], str)]
     except (LlgbmError, KeyError, TypeError):
         return []

@@ -6,11 +6,12 @@ import re
 from typing import Final
 
 #: ``scheme://``, then what stands before an ``@`` in the place of the host. A URL that went through a Path has one slash;
-#: a single letter is the drive of a Windows path.
-_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}"
+#: a single letter is the drive of a Windows path. Of a long scheme its end will do: a search from each of its letters to
+#: its end would take for ever.
+_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]{1,30}:/{1,2}"
 _USER: Final = re.compile(rf"({_SCHEME})[^/?#\s]*@")
-#: A URL up to its query or fragment, then these: a presigned URL carries its signature there.
-_QUERY: Final = re.compile(rf"({_SCHEME}[^?#\s'\"]*)[?#][^\s'\"]*")
+#: The rest of a word from a URL on, up to its query or fragment, then these: a presigned URL carries its signature there.
+_QUERY: Final = re.compile(rf"({_SCHEME}[^?#\s'\"]*)(?:[?#][^\s'\"]*)?")
 
 
 def without_credentials(text: str) -> str:

@@ -90,7 +90,7 @@ def refuse_many_rows(data: bytes, samples: int) -> None:
     """
     try:
         rows = pq.read_metadata(pa.BufferReader(data)).num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name in bad UTF-8
         raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
     if rows > 2 * samples + _ROW_GROUP:
         raise DamageError(
@@ -116,6 +116,7 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
                 got=f"{file.schema_arrow.names}",
             )
         table = file.read(columns=wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+        table.validate(full=True)  # Neither read nor cast looks whether strings are UTF-8.
     except (
         pa.ArrowException,
         OSError,

@@ -102,7 +102,10 @@ class Layout:
             got = (module.first_token, module.tokens_a, module.tokens_b)
             if got != want:
                 raise HeaderError(
-                    "module table does not add up", where=module.name, expected=f"{want}", got=f"{got}"
+                    "module table does not add up",
+                    where=f"{module.name:.200}",
+                    expected=f"{want}",
+                    got=f"{got}",
                 )
             token += module.tokens_a + module.tokens_b
 

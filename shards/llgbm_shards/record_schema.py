@@ -129,4 +129,4 @@ def _members(fields: Mapping[str, Any]) -> None:
 
 
 def _refuse(what: str, where: str, expected: str, got: str) -> None:
-    raise HeaderError(what, where=where, expected=expected, got=f"{got:.120}")
+    raise HeaderError(what, where=f"{where:.200}", expected=expected, got=f"{got:.120}")

@@ -248,9 +248,11 @@ class ShardSet:
             prove: As for :meth:`HeldShard.open`.
 
         Raises:
+            UsageError: The set has no such shard.
             DamageError: It is missing, or the set was replaced.
             StorageError: It cannot be opened or read.
         """
+        require(is_one_of(name, self.shards), "shard", "the name of a shard of the set", name)
         with storage_errors(Path(name)):
             fd = self.shards[name].open(prove=prove)
             try:

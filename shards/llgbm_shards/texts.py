@@ -53,16 +53,24 @@ class ConditionSpec:
     def __post_init__(self) -> None:
         known = [form for form in FORMS if form in self.forms]
         if not self.forms or list(self.forms) != known:
-            raise UsageError("unknown forms", expected=f"some of {FORMS}, in this order", got=f"{self.forms}")
+            raise UsageError(
+                "unknown forms", expected=f"some of {FORMS}, in this order", got=f"{self.forms!s:.200}"
+            )
         for side in (self.padding_side, self.truncation_side):
             if side not in _SIDES:
-                raise UsageError("unknown side of padding or truncation", expected="left or right", got=side)
+                raise UsageError(
+                    "unknown side of padding or truncation", expected="left or right", got=f"{side:.40}"
+                )
         if not 0 < self.vocab_size <= _MAX_ID:
-            raise UsageError("impossible vocabulary", expected="1 to 2^31 - 1 ids", got=f"{self.vocab_size}")
+            raise UsageError(
+                "impossible vocabulary", expected="1 to 2^31 - 1 ids", got=f"{self.vocab_size!s:.40}"
+            )
         for special in (*self.prefix, *self.suffix, self.pad_id):
             if not 0 <= special < self.vocab_size:
                 raise UsageError(
-                    "special id outside the vocabulary", expected=f"below {self.vocab_size}", got=f"{special}"
+                    "special id outside the vocabulary",
+                    expected=f"below {self.vocab_size}",
+                    got=f"{special!s:.40}",
                 )
 
     @property

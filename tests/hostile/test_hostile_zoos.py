@@ -209,7 +209,10 @@ DELTAS = {
     "negative shape": shaped((b"'<f4'", b"(-24,)")),
     "trailing bytes": shaped((b"'<f4'", b"(24,)"), bytes(97)),
     "record dtype": shaped((b"[('a', '<f4')]", b"(24,)")),
-    "version 3": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24,), }\n", bytes(96), b"\x03\x00"),
+    "shape that never ends": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24, }\n", bytes(96)),
+    "header that never ends": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24,), \n", bytes(96)),
+    "string that never ends": npy(b"{'descr': '<f4", bytes(96)),
+    "version 4": npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24,), }\n", bytes(96), b"\x04\x00"),
 }
 
 

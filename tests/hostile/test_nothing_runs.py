@@ -19,6 +19,7 @@ FORBIDDEN_MODULES = {
 FORBIDDEN_CALLS = {
     "system", "popen", "execv", "execve", "execvp", "spawnv", "startfile",
     "unpack_archive", "extractall",
+    "literal_eval", "safe_eval", "read_magic", "read_array_header_1_0", "read_array_header_2_0",
 }  # fmt: skip
 #: Calls by their whole name.
 FORBIDDEN_NAMES = {

@@ -27,6 +27,7 @@ NO_SAMPLES = (
     np.float64(0),
     np.array([0, 1]),
 )
+NO_SHARDS = (None, 3, "train-999999.tar", "../x", ["train-000000.tar"], b"train-000000.tar")
 NO_COLUMNS = (3, "key", b"key", [None], [3], ["key", "absent"], ["\ud800"], [["key"]], {"absent": 1}, True)
 
 
@@ -63,10 +64,11 @@ ROWS: list[Row] = [
     *each("ShardSet.extents", "sample", NO_SAMPLES, lambda w, value: w.opened.extents(value)),
     *each("ShardSet.read_sample", "sample", NO_SAMPLES, lambda w, value: w.opened.read_sample(value)),
     *each("ShardSet.index", "columns", NO_COLUMNS, lambda w, value: w.opened.index(value)),
+    *each("ShardSet.open_shard", "name", NO_SHARDS, lambda w, value: w.opened.open_shard(value).__enter__()),
     *each(
         "ShardSet.shard_extents",
         "shard",
-        (None, 3, "train-999999.tar", "../x", ["train-000000.tar"], b"train-000000.tar"),
+        NO_SHARDS,
         lambda w, value: list(w.opened.shard_extents(value)),
     ),
     *each("ShardSet.read_member", "extent", (None, 3, "x", ()), lambda w, value: w.opened.read_member(value)),

@@ -80,7 +80,7 @@ def pickled(deltas):
         (infinite, "delta not finite.*got 1 other"),
         (scaled, "delta of another norm than its manifest says: expected"),
         (gone, "the delta cannot be read"),
-        (pickled, "delta of another dtype"),
+        (pickled, "array of another dtype"),
     ],
 )
 def test_a_bad_delta_skips_its_checkpoint(zoo, deltas, spoil, said):
