@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import multiprocessing
+import os
 import signal
 import sys
 import types
@@ -73,7 +74,9 @@ def _run_in_pool(
     counts = pool_worker.Counts(
         processes.RawArray(ctypes.c_int64, len(jobs)), processes.RawArray(ctypes.c_int64, len(jobs))
     )
-    pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts))
+    # Text tokenizers take every core for each process unless told otherwise.
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts, threads))
     started: dict[int, BaseProcess] = {}
     pending: set[Future[None]] = set()
     queue = enumerate(jobs)

@@ -19,6 +19,7 @@ from llgbm_pack.jobs import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.shard_writer import PackedSample
 from llgbm_pack.source import Source, SourceReader
 from llgbm_pack.texts import CheckpointTexts, Text, read_texts
+from llgbm_pack.threads import one_thread
 from llgbm_shards import sample as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
@@ -68,6 +69,7 @@ class Packer:
             directory = context.out / TOKENIZER_DIRECTORY
             self._conditions = ConditionEncoder.from_directory(directory, context.conditions)
 
+    @one_thread()
     def pack(self, planned: PlannedSample) -> Packed:
         """Pack one checkpoint.
 
