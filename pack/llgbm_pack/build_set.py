@@ -151,7 +151,7 @@ def _finish(options: PackOptions, out: Path) -> None:
 def _pack(plan: Plan, progress: Progress) -> _Run:
     """Pack the shards that are not finished yet."""
     out = plan.context.out
-    begin(plan)
+    tokenizer = begin(plan)
     pending = [job for job in plan.jobs if finished_record(out, job) is None]
     run = _Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
     progress.planned(plan, run.resumed)
@@ -162,7 +162,13 @@ def _pack(plan: Plan, progress: Progress) -> _Run:
         progress.advanced(samples, source_bytes)
 
     with _no_leftovers(out):
-        run_jobs(plan.context, pending, workers=plan.options.worker_count, on_progress=advanced)
+        run_jobs(
+            plan.context,
+            pending,
+            workers=plan.options.worker_count,
+            on_progress=advanced,
+            tokenizer=tokenizer,
+        )
     run.seconds = time.monotonic() - start
     return run
 
