@@ -23,6 +23,8 @@ from llgbm_shards.storage import read_at_most
 Number = TypeVar("Number", int, float)
 
 MAX_CONFIG_BYTES: Final = 1 << 20
+#: What PEFT's task types look like; a path, say, has no place in a set.
+_TASK_TYPE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 #: Initialisations that leave the base model as it is; any other string does not, or is unknown.
 _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 _BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -54,6 +56,8 @@ class AdapterConfig:
         alpha_pattern: Compiled pattern and alpha, in the file's order.
         rslora: Scaling is ``alpha / sqrt(r)``.
         base_model: Name of the base model, never a path of a machine; "" when unknown.
+        dropout: ``lora_dropout``; of use to whoever trains an exported adapter further.
+        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
     """
 
     rank: int | None = None
@@ -62,6 +66,8 @@ class AdapterConfig:
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
     rslora: bool = False
     base_model: str = ""
+    dropout: float = 0.0
+    task_type: str = ""
 
     def rank_of(self, module: str) -> int | None:
         """The rank that the config claims for a module; the tensors decide."""
@@ -127,6 +133,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
         alpha_pattern=_patterns(config, "alpha_pattern", _alpha, where),
         rslora=_flag(config, "use_rslora", where),
         base_model=public_name(config.get("base_model_name_or_path")),
+        dropout=_optional(config, "lora_dropout", _dropout, where) or 0.0,
+        task_type=_task_type(config.get("task_type"), where),
     )
 
 
@@ -223,6 +231,22 @@ def _alpha(value: object, where: str) -> float:
     if not math.isfinite(number):
         raise CheckpointError("not an alpha", where=where, expected="a finite number", got=f"{value!r:.40}")
     return number
+
+
+def _dropout(value: object, where: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise CheckpointError(
+            "not a dropout", where=where, expected="a number from 0 to 1", got=f"{value!r:.40}"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _task_type(value: object, where: str) -> str:
+    if value is None or (isinstance(value, str) and _TASK_TYPE.fullmatch(value)):
+        return value or ""
+    raise CheckpointError(
+        "not a task type", where=f"{where}: task_type", expected="such as CAUSAL_LM", got=f"{value!r:.40}"
+    )
 
 
 def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:

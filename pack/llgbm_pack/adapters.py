@@ -60,6 +60,8 @@ class Adapter:
         rank: The largest rank.
         alpha: ``lora_alpha``.
         scaling: ``alpha / rank`` (rslora: ``alpha / sqrt(rank)``) of these two.
+        dropout: ``lora_dropout``, 0 when unknown.
+        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
     """
 
     dtype: str
@@ -68,6 +70,8 @@ class Adapter:
     rank: int
     alpha: float
     scaling: float
+    dropout: float
+    task_type: str
 
 
 def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = None) -> Adapter:
@@ -143,6 +147,8 @@ def _parse(
         rank=rank,
         alpha=default,
         scaling=parsed.scaling_of(default, rank),
+        dropout=parsed.dropout,
+        task_type=parsed.task_type,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_pack.conditions import save_tokenizer
+from llgbm_pack.conditions import save_loaded
 from llgbm_pack.own_files import refuse_link
 from llgbm_pack.packer import TOKENIZER_DIRECTORY
 from llgbm_pack.plan import Plan
@@ -22,8 +22,11 @@ _MAX_PLAN_BYTES: Final = 1 << 30
 _FEW: Final = 3
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: Plan) -> Any:
     """Write the plan and the tokenizer; the caller holds the lock.
+
+    Returns:
+        The text tokenizer as its written files give it, loaded; None without one.
 
     Raises:
         PlanError: An unfinished build of another plan is here; says what differs.
@@ -34,7 +37,7 @@ def begin(plan: Plan) -> None:
         refuse_link(out / TOKENIZER_DIRECTORY)
         for directory in (out, out / PACK_DIRECTORY):
             remove_temporary(directory)
-    tokenizer = _tokenizer_files(plan.options.text_tokenizer)
+    copy, tokenizer = _save_tokenizer(plan)
     now = _description(plan, tokenizer)
     path = out / PACK_DIRECTORY / PLAN_NAME
     resumed = path.exists()
@@ -47,15 +50,17 @@ def begin(plan: Plan) -> None:
     _place(tokenizer, out / TOKENIZER_DIRECTORY)
     if not resumed:
         write_file(path, dump_json(now))
+    return copy
 
 
-def _tokenizer_files(name: str | None) -> dict[str, bytes]:
-    """Path -> content of the tokenizer's saved files; saved elsewhere first, to be compared and to land whole."""
-    if name is None:
-        return {}
+def _save_tokenizer(plan: Plan) -> tuple[Any, dict[str, bytes]]:
+    """The loaded copy, and path -> content of its files; saved elsewhere first, to be compared and to land whole."""
+    if plan.options.text_tokenizer is None:
+        return None, {}
     with tempfile.TemporaryDirectory(prefix="llgbm-pack-") as temporary:
-        files = save_tokenizer(name, Path(temporary))
-        return {path.relative_to(temporary).as_posix(): read_file(path) for path in files}
+        copy = save_loaded(plan.tokenizer, plan.options.text_tokenizer, Path(temporary))
+        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        return copy, {path.relative_to(temporary).as_posix(): read_file(path) for path in files}
 
 
 def _place(files: Mapping[str, bytes], directory: Path) -> None:

@@ -20,6 +20,7 @@ from llgbm_pack.options import PackOptions
 from llgbm_pack.plan import Plan, make_plan
 from llgbm_pack.replace import clear, refuse_foreign, replacement_directory, swap_in
 from llgbm_pack.report import PackReport
+from llgbm_pack.same_reason import grouped
 from llgbm_pack.shard_record import PACK_DIRECTORY, ShardRecord, finished_record, load_record
 from llgbm_pack.survey import Skip
 from llgbm_shards.arguments import require
@@ -155,7 +156,7 @@ def _finish(options: PackOptions, out: Path) -> None:
 def _pack(plan: Plan, progress: Progress) -> _Run:
     """Pack the shards that are not finished yet."""
     out = plan.context.out
-    begin(plan)
+    tokenizer = begin(plan)
     pending = [job for job in plan.jobs if finished_record(out, job) is None]
     run = _Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
     progress.planned(plan, run.resumed)
@@ -166,7 +167,13 @@ def _pack(plan: Plan, progress: Progress) -> _Run:
         progress.advanced(samples, source_bytes)
 
     with _no_leftovers(out):
-        run_jobs(plan.context, pending, workers=plan.options.worker_count, on_progress=advanced)
+        run_jobs(
+            plan.context,
+            pending,
+            workers=plan.options.worker_count,
+            on_progress=advanced,
+            tokenizer=tokenizer,
+        )
     run.seconds = time.monotonic() - start
     return run
 
@@ -185,9 +192,9 @@ def _no_leftovers(out: Path) -> Iterator[None]:
 
 def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
     if not any(record.rows for record in records):
-        rows = [f"{skip.checkpoint}: {skip.reason}" for skip in skipped]
+        rows = grouped((skip.checkpoint, skip.reason) for skip in skipped)
         raise PlanError(
-            f"none of {len(rows)} checkpoints could be packed",
+            f"none of {len(skipped)} checkpoints could be packed",
             where=str(options.zoo),
             got="\n  " + "\n  ".join(rows),
         )

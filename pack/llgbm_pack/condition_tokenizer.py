@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +22,19 @@ _HUB_S: Final = 5.0
 _PROBES: Final = ("hello", "A b, c.", "x = 1\ny = 2", "Größe 12")
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: it would look through a growing vocabulary again and again, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def load_tokenizer(name: str) -> Any:
     """Load a transformers tokenizer; no code that comes with it is run.
 
@@ -66,9 +81,7 @@ def _load(auto: Any, name: str) -> Any:
 
 
 def save_tokenizer(name: str, directory: Path) -> tuple[Path, ...]:
-    """Save a tokenizer's files, the same bytes each time and whatever place it was loaded from.
-
-    The copy is loaded again and must agree with the original.
+    """Load a tokenizer and save its files, as :func:`save_loaded` does.
 
     Args:
         name: A directory, or a name on the hub.
@@ -80,7 +93,26 @@ def save_tokenizer(name: str, directory: Path) -> tuple[Path, ...]:
     Raises:
         UsageError: It cannot be loaded, saved, or loaded again as what it was.
     """
-    tokenizer = load_tokenizer(name)
+    save_loaded(load_tokenizer(name), name, directory)
+    return tuple(sorted(path for path in directory.rglob("*") if path.is_file()))
+
+
+def save_loaded(tokenizer: Any, name: str, directory: Path) -> Any:
+    """Save a tokenizer's files, the same bytes each time and whatever place it was loaded from.
+
+    The copy is loaded again and must agree with the original.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        name: What it was loaded by, for messages.
+        directory: Where to write; made if absent.
+
+    Returns:
+        The copy, loaded.
+
+    Raises:
+        UsageError: It cannot be saved, or loaded again as what it was.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(directory))
     _strip_places(directory / "tokenizer_config.json")
@@ -92,7 +124,7 @@ def save_tokenizer(name: str, directory: Path) -> tuple[Path, ...]:
             expected="equal ids, special tokens and sides after save_pretrained",
             do="Convert it to a fast tokenizer (tokenizer.json) first.",
         )
-    return tuple(sorted(path for path in directory.rglob("*") if path.is_file()))
+    return copy
 
 
 def describe(
@@ -111,7 +143,8 @@ def describe(
     Raises:
         UsageError: It puts special tokens anywhere but before and after a text, or has nothing to pad with.
     """
-    prefix, suffix = _affixes(tokenizer)
+    with _settings_kept(tokenizer):
+        prefix, suffix = _affixes(tokenizer)
     pad_id, note = _pad_id(tokenizer)
     top = max([*tokenizer.get_vocab().values(), *prefix, *suffix, pad_id])
     unknown = sorted(set(forms) - set(FORMS))
@@ -128,6 +161,21 @@ def describe(
         vocab_size=top + 1,
     )
     return spec, note
+
+
+@contextlib.contextmanager
+def _settings_kept(tokenizer: Any) -> Iterator[None]:
+    """A call of a fast tokenizer puts its own truncation and padding away, and they are saved with it."""
+    if not tokenizer.is_fast:
+        yield
+        return
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
+    yield
+    if truncation is not None:
+        backend.enable_truncation(**truncation)
+    if padding is not None:
+        backend.enable_padding(**padding)
 
 
 def _pad_id(tokenizer: Any) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.condition_tokenizer import describe, load_tokenizer, save_tokenizer
+from llgbm_pack.condition_tokenizer import describe, load_tokenizer, save_loaded, save_tokenizer
 from llgbm_pack.text_sources import Text
 from llgbm_shards.errors import CheckpointError
 from llgbm_shards.texts import ConditionSpec, RaggedTexts, rebuild_into
@@ -30,6 +30,7 @@ __all__ = [
     "describe",
     "form_text",
     "load_tokenizer",
+    "save_loaded",
     "save_tokenizer",
 ]
 

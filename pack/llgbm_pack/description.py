@@ -53,6 +53,8 @@ def describe_adapter(adapter: Adapter, layout: Layout) -> dict[str, Any]:
         "rank": adapter.rank,
         "alpha": float(adapter.alpha),
         "scaling": float(adapter.scaling),
+        "lora_dropout": adapter.dropout,
+        "task_type": adapter.task_type,
         "modules": [_module(adapter, module.name) for module in layout.modules],
         "source_dtype": adapter.dtype,
     }

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import multiprocessing
+import os
 import signal
 import sys
 import types
@@ -14,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Any, Final
 
 from llgbm_pack import pool_worker
 from llgbm_pack.jobs import PackContext, ShardJob
@@ -27,7 +28,12 @@ OnProgress = Callable[[int, int], None]
 
 
 def run_jobs(
-    context: PackContext, jobs: Sequence[ShardJob], *, workers: int, on_progress: OnProgress
+    context: PackContext,
+    jobs: Sequence[ShardJob],
+    *,
+    workers: int,
+    on_progress: OnProgress,
+    tokenizer: Any,
 ) -> None:
     """Pack all jobs; returns when every one of them has its record.
 
@@ -36,6 +42,7 @@ def run_jobs(
         jobs: Shards still to pack.
         workers: Processes; with 1 (or one job) the work is done in this process.
         on_progress: Called from this thread now and then.
+        tokenizer: The set's text tokenizer for work in this process, None without one; others load it themselves.
 
     Raises:
         LlgbmError: What a worker raised; the others are ended, and their unfinished shards are left to a resume.
@@ -45,12 +52,14 @@ def run_jobs(
         return
     workers = min(workers, len(jobs))
     if workers == 1:
-        _run_here(context, jobs, on_progress)
+        _run_here(context, jobs, on_progress, tokenizer)
     else:
         _run_in_pool(context, jobs, workers, on_progress)
 
 
-def _run_here(context: PackContext, jobs: Sequence[ShardJob], on_progress: OnProgress) -> None:
+def _run_here(
+    context: PackContext, jobs: Sequence[ShardJob], on_progress: OnProgress, tokenizer: Any
+) -> None:
     done = [0, 0]
 
     def on_sample(size: int) -> None:
@@ -58,7 +67,7 @@ def _run_here(context: PackContext, jobs: Sequence[ShardJob], on_progress: OnPro
         done[1] += size
         on_progress(*done)
 
-    packer = ShardPacker(context, on_sample)
+    packer = ShardPacker(context, on_sample, tokenizer)
     for job in jobs:
         packer.pack(job)
 
@@ -73,7 +82,9 @@ def _run_in_pool(
     counts = pool_worker.Counts(
         processes.RawArray(ctypes.c_int64, len(jobs)), processes.RawArray(ctypes.c_int64, len(jobs))
     )
-    pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts))
+    # Text tokenizers take every core for each process unless told otherwise.
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts, threads))
     started: dict[int, BaseProcess] = {}
     pending: set[Future[None]] = set()
     queue = enumerate(jobs)

@@ -120,7 +120,8 @@ def peft_config(info: dict[str, Any]) -> dict[str, Any]:
         "use_rslora": rslora,
         "target_modules": [module["name"] for module in present],
         "bias": "none",
-        "lora_dropout": 0.0,
+        "lora_dropout": info["lora_dropout"],
+        "task_type": info["task_type"] or None,
         "inference_mode": True,
     }
 

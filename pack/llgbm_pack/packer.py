@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from llgbm_pack.jobs import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.shard_writer import PackedSample
 from llgbm_pack.source import Source, SourceReader
 from llgbm_pack.texts import CheckpointTexts, Text, read_texts
+from llgbm_pack.threads import one_thread
 from llgbm_shards import sample as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
@@ -55,9 +56,13 @@ class Packer:
 
     Each result uses these buffers, so it must be written before the next checkpoint is packed. Peak memory is
     one source file and one body.
+
+    Args:
+        context: What all jobs of the build share.
+        tokenizer: The set's text tokenizer, where this process has it; else it is loaded from the set.
     """
 
-    def __init__(self, context: PackContext) -> None:
+    def __init__(self, context: PackContext, tokenizer: Any = None) -> None:
         self.context = context
         layout = context.layout
         self._reader = SourceReader()
@@ -67,9 +72,13 @@ class Packer:
         self._casts: dict[str, torch.Tensor] = {}
         self._conditions: ConditionEncoder | None = None
         if context.conditions is not None:
-            directory = context.out / TOKENIZER_DIRECTORY
-            self._conditions = ConditionEncoder.from_directory(directory, context.conditions)
+            self._conditions = (
+                ConditionEncoder.from_directory(context.out / TOKENIZER_DIRECTORY, context.conditions)
+                if tokenizer is None
+                else ConditionEncoder(tokenizer, context.conditions)
+            )
 
+    @one_thread()
     def pack(self, planned: PlannedSample) -> Packed:
         """Pack one checkpoint.
 

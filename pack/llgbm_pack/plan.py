@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Plan:
         text_sources: Checkpoints by where their texts come from.
         estimated_bytes: Bytes of all shards; texts and json are estimates.
         fingerprint: Digest of options, sorted paths and shard assignment.
+        tokenizer: The text tokenizer, loaded; None packs no text ids.
     """
 
     options: PackOptions
@@ -53,6 +54,7 @@ class Plan:
     text_sources: dict[str, int]
     estimated_bytes: int
     fingerprint: str
+    tokenizer: Any = field(repr=False, compare=False)
 
     @property
     def samples(self) -> int:
@@ -133,7 +135,8 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
-    conditions, notes = _conditions(options)
+    tokenizer = None if options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
+    conditions, notes = _conditions(tokenizer, options)
     tasks = zoo_tasks(options.zoo, whole.nameable)
     samples, texts, faults = join_samples(teachers, deltas, tasks, options)
     skipped += faults
@@ -165,6 +168,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         text_sources=dict(sorted(Counter(found.source for found in texts).items())),
         estimated_bytes=estimate_bytes(context, texts, len(jobs)),
         fingerprint=_fingerprint(options, jobs),
+        tokenizer=tokenizer,
     )
 
 
@@ -172,10 +176,10 @@ def _every_path(listing: ZooListing) -> list[str]:
     return [*(found.path for found in listing.checkpoints), *(bad.path for bad in listing.rejected)]
 
 
-def _conditions(options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]:
-    if options.text_tokenizer is None:
+def _conditions(tokenizer: Any, options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]:
+    if tokenizer is None:
         return None, []
-    spec, note = describe(load_tokenizer(options.text_tokenizer), forms=options.forms, joiner=options.joiner)
+    spec, note = describe(tokenizer, forms=options.forms, joiner=options.joiner)
     return spec, [Note(checkpoint="", what=note)] if note else []
 
 

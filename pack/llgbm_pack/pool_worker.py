@@ -10,8 +10,6 @@ from ctypes import Array, c_int64
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 
-import torch
-
 from llgbm_pack.jobs import PackContext, ShardJob
 from llgbm_pack.lock import take_worker_lock
 from llgbm_pack.shard_record import PACK_DIRECTORY
@@ -56,12 +54,18 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def start(context: PackContext, counts: Counts) -> None:
-    """Initializer of the process; what can fail waits for the first job, to be an error of that job."""
+def start(context: PackContext, counts: Counts, threads: int) -> None:
+    """Initializer of the process; what can fail waits for the first job, to be an error of that job.
+
+    Args:
+        context: What the jobs share.
+        counts: Where to count.
+        threads: Threads for tokenizing texts; what the user has set in the environment goes before.
+    """
     global _worker  # noqa: PLW0603 - one a process is what an initializer is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The builder ends it.
     threading.Thread(target=_die_with_builder, daemon=True).start()
-    torch.set_num_threads(1)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     _worker = _Worker(context, counts)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llgbm_pack.jobs import Note
 from llgbm_pack.plan import Plan
 from llgbm_pack.report import PackReport
+from llgbm_pack.same_reason import grouped, one_line
 from llgbm_pack.sizes import human_bytes
 from llgbm_pack.survey import Skip
 
@@ -39,7 +40,7 @@ def render_plan(plan: Plan, *, verbose: bool) -> str:
         f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)",
     ]
     lines += _ignored(plan.ignored, verbose)
-    return "\n".join([*lines, *_skips(plan.skipped, all_of_them=True), *_notes(plan.notes, all_of_them=True)])
+    return "\n".join([*lines, *_skips(plan.skipped, verbose), *_notes(plan.notes, verbose)])
 
 
 def render_pack(report: PackReport, *, verbose: bool) -> str:
@@ -58,9 +59,8 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
     ]
     lines += _ignored(report.ignored, verbose)
     lines += [f"equal      {', '.join(group)}" for group in report.duplicates[: None if verbose else _FEW]]
-    return "\n".join(
-        [*lines, *_skips(report.skipped, all_of_them=verbose), *_notes(report.notes, all_of_them=verbose)]
-    )
+    lines += _shorten(_skips(report.skipped, verbose), "skipped", verbose)
+    return "\n".join([*lines, *_shorten(_notes(report.notes, verbose), "warnings", verbose)])
 
 
 def _rate(report: PackReport) -> str:
@@ -214,14 +214,18 @@ def _ignored(folders: Sequence[str], verbose: bool) -> list[str]:
     ]
 
 
-def _skips(skipped: Sequence[Skip], *, all_of_them: bool) -> list[str]:
-    rows = [f"skipped    {skip.checkpoint}: {skip.reason}" for skip in skipped]
-    return _shorten(rows, "skipped", all_of_them)
+def _skips(skipped: Sequence[Skip], verbose: bool) -> list[str]:
+    return _reasons("skipped", ((skip.checkpoint, skip.reason) for skip in skipped), verbose)
 
 
-def _notes(notes: Iterable[Note], *, all_of_them: bool) -> list[str]:
-    rows = [f"warning    {note.checkpoint}{': ' if note.checkpoint else ''}{note.what}" for note in notes]
-    return _shorten(rows, "warnings", all_of_them)
+def _notes(notes: Iterable[Note], verbose: bool) -> list[str]:
+    return _reasons("warning", ((note.checkpoint, note.what) for note in notes), verbose)
+
+
+def _reasons(word: str, rows: Iterable[tuple[str, str]], verbose: bool) -> list[str]:
+    """A line for each row, or unless all are asked for one for the many rows of one reason."""
+    lines = [one_line(*row) for row in rows] if verbose else grouped(rows)
+    return [f"{word:<10} {line}" for line in lines]
 
 
 def _shorten(

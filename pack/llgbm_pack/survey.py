@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llgbm_pack.adapters import Adapter, read_adapter
 from llgbm_pack.options import PackOptions
+from llgbm_pack.same_reason import grouped
 from llgbm_pack.zoo import Candidate
 from llgbm_shards.errors import CheckpointError, HeaderError, PlanError, StorageError
 
@@ -101,7 +102,7 @@ def nothing_to_pack(zoo: Path, skipped: Sequence[Skip], excluded: int) -> PlanEr
             expected="directories with adapter_config.json and adapter_model.safetensors",
             do="Name the directory that holds the checkpoints.",
         )
-    rows = [f"{skip.checkpoint}: {skip.reason}" for skip in skipped]
+    rows = grouped((skip.checkpoint, skip.reason) for skip in skipped)
     return PlanError(
-        f"none of {len(rows)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
+        f"none of {len(skipped)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from llgbm_pack.jobs import InputFile, Note, PackContext, ShardJob
 from llgbm_pack.packer import Packer
@@ -21,9 +22,9 @@ OnSample = Callable[[int], None]
 class ShardPacker:
     """Packs shards one after another with one set of buffers."""
 
-    def __init__(self, context: PackContext, on_sample: OnSample) -> None:
+    def __init__(self, context: PackContext, on_sample: OnSample, tokenizer: Any = None) -> None:
         self._context = context
-        self._packer = Packer(context)
+        self._packer = Packer(context, tokenizer)
         self._on_sample = on_sample
 
     def pack(self, job: ShardJob) -> None:

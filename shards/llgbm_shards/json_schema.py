@@ -21,6 +21,8 @@ SCHEMA: Final[Schema] = {
     "rank": int,
     "alpha": float,
     "scaling": float,
+    "lora_dropout": float,
+    "task_type": str,
     "modules": [{"name": str, "rank": int, "scaling": float}],
     "source_digest": str,
     "source_dtype": str,

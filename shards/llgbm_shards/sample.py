@@ -21,6 +21,7 @@ from llgbm_shards.errors import HeaderError
 from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE, Layout
 from llgbm_shards.npy import decode_npy, encode_npy, npy_header
 from llgbm_shards.tensors import decode_arrays, encode_arrays, header_bytes
+from llgbm_shards.texts import check_offsets
 
 #: Fields in the order of their members in the tar, with the suffix of the member's name after ``key.``.
 SUFFIX: Final = {
@@ -166,15 +167,7 @@ def decode_texts(
     texts = {}
     for form in forms:
         ids, offsets = arrays[f"{form}.ids"], arrays[f"{form}.offsets"]
-        sound = ids.dtype == np.int32 and offsets.dtype == np.int64 and ids.ndim == offsets.ndim == 1
-        if (
-            not sound
-            or len(offsets) < 2
-            or offsets[0] != 0
-            or offsets[-1] != len(ids)
-            or (np.diff(offsets) < 0).any()
-        ):
-            raise HeaderError("offsets do not partition the ids", where=f"{where} {form}")
+        check_offsets(ids, offsets, where=f"{where} {form}")
         texts[form] = (ids, offsets)
     return texts
 

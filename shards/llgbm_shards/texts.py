@@ -162,29 +162,8 @@ class RaggedTexts:
             HeaderError: Wrong dtype or rank, no text, offsets that do not climb from 0 to the number of ids, or an id
                 outside the vocabulary.
         """
-        for name, array, dtype in (("ids", ids, np.int32), ("offsets", offsets, np.int64)):
-            if array.ndim != 1 or array.dtype != dtype:
-                got = f"{array.dtype} of shape {array.shape}"
-                raise HeaderError(
-                    f"{name} of another kind", where=where, expected=f"1-D {dtype.__name__}", got=got
-                )
-        if (
-            offsets.size < 2
-            or offsets[0] != 0
-            or offsets[-1] != ids.size
-            or (offsets[1:] < offsets[:-1]).any()
-        ):
-            raise HeaderError(
-                "offsets do not divide the ids",
-                where=where,
-                expected=f"at least two, climbing from 0 to {ids.size}",
-                got=f"{offsets.size} offsets",
-            )
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-            got = f"{int(ids.min())} to {int(ids.max())}"
-            raise HeaderError(
-                "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
-            )
+        check_offsets(ids, offsets, where=where)
+        check_vocabulary(ids, where=where, vocab_size=vocab_size)
         return cls(ids, offsets)
 
     @classmethod
@@ -203,6 +182,40 @@ class RaggedTexts:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def check_offsets(ids: NDArray[np.int32], offsets: NDArray[np.int64], *, where: str) -> None:
+    """Refuse what is not a ragged partition of ids, (total,) int32, by offsets, (n+1,) int64.
+
+    Raises:
+        HeaderError: Wrong dtype or rank, no text, or offsets that do not climb from 0 to the number of ids.
+    """
+    for name, array, dtype in (("ids", ids, np.int32), ("offsets", offsets, np.int64)):
+        if array.ndim != 1 or array.dtype != dtype:
+            got = f"{array.dtype} of shape {array.shape}"
+            raise HeaderError(
+                f"{name} of another kind", where=where, expected=f"1-D {dtype.__name__}", got=got
+            )
+    if offsets.size < 2 or offsets[0] != 0 or offsets[-1] != ids.size or (offsets[1:] < offsets[:-1]).any():
+        raise HeaderError(
+            "offsets do not divide the ids",
+            where=where,
+            expected=f"at least two, climbing from 0 to {ids.size}",
+            got=f"{offsets.size} offsets",
+        )
+
+
+def check_vocabulary(ids: NDArray[np.int32], *, where: str, vocab_size: int) -> None:
+    """Refuse ids that no tokenizer of so many gives.
+
+    Raises:
+        HeaderError: An id is below 0 or not below ``vocab_size``.
+    """
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+        got = f"{int(ids.min())} to {int(ids.max())}"
+        raise HeaderError(
+            "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
+        )
 
 
 def rebuild(

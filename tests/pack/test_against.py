@@ -46,6 +46,7 @@ def test_changed_configs_are_told(packed):
             {"r": 8},
             {"use_dora": True},
             {"lora_dropout": 0.5},
+            {"inference_mode": True},
         ),
         strict=False,
     ):
@@ -58,7 +59,8 @@ def test_changed_configs_are_told(packed):
     assert told[paths[3]] == "other base_model ('tiny/base', now 'tiny/other')"
     assert "rank of the tensor is not that of the config" in told[paths[4]]
     assert "DoRA" in told[paths[5]]
-    assert (found["unchanged"], len(told), found["unjudged"]) == (2, 6, [])
+    assert told[paths[6]] == "other lora_dropout (0.0, now 0.5)"
+    assert (found["unchanged"], len(told), found["unjudged"]) == (1, 7, [])
 
 
 def test_changed_texts_are_told(packed):

@@ -225,6 +225,8 @@ def test_delta_of_a_sample_without_one_is_zero(out):
         (lambda info: info.update(note="x"), "json: expected the keys "),
         (lambda info: info.update(alpha=8), "alpha: expected float, got int 8"),
         (lambda info: info.update(rank=True), "rank: expected int, got bool True"),
+        (lambda info: info.update(lora_dropout=0), "lora_dropout: expected float, got int 0"),
+        (lambda info: info.pop("task_type"), "json: expected the keys "),
         (lambda info: info.update(task=None), "task: expected str, got NoneType None"),
         (lambda info: info.update(texts=[]), "texts: expected a list that is not empty, got []"),
         (

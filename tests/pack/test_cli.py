@@ -16,7 +16,7 @@ from llgbm_pack.cli import main
 from llgbm_pack.sizes import human_bytes
 from llgbm_shards import ShardSet
 from support.commands import SCRIPTS, command, here, run
-from support.tiny_zoo import write_deltas, write_zoo
+from support.tiny_zoo import write_adapter, write_deltas, write_zoo
 
 COMMANDS = sorted(main.commands)
 
@@ -116,8 +116,8 @@ def test_quiet_is_silent_on_stderr_even_with_workers(tiny, demo_zoo, tmp_path):
 def test_verbose_lists_everything(tmp_path):
     write_zoo(tmp_path / "zoo", 2)
     for number in range(25):
-        (tmp_path / f"zoo/bad_{number}").mkdir()
-        (tmp_path / f"zoo/bad_{number}/adapter_model.bin").touch()
+        config = write_adapter(tmp_path / f"zoo/bad_{number}", number) / "adapter_config.json"
+        config.write_text(f'{{"peft_type": "LORA", "r": {number + 9}, "lora_alpha": 8}}')
     args = ("build", tmp_path / "zoo", tmp_path / "out", "--workers", 1, "--overwrite")
     short, long = here(*args), here(*args, "-v")
     assert (short.code, long.code) == (1, 1)

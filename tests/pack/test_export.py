@@ -34,6 +34,7 @@ KINDS = {
         "rank_pattern": {"layers.1.self_attn.q_proj": 1},
     },
     "one_layer": {"r": 4, "lora_alpha": 8, "layers_to_transform": [1]},
+    "trained": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"},
 }
 IDS = torch.arange(12).reshape(2, 6) + 5
 
@@ -86,6 +87,27 @@ def test_peft_computes_the_same(base, packed, tmp_path, kind):
     moved = (original - bare).abs().max()
     assert moved > 0.05  # the adapter does something, and a wrong scaling would show
     assert (exported - original).abs().max() < 1e-4 * moved
+
+
+@pytest.mark.parametrize("kind", ["plain", "trained"])
+def test_what_training_goes_on_with_is_kept(packed, tmp_path, kind):
+    """lora_dropout and task_type do nothing to the weights, but to whoever trains the adapter further."""
+    root, keys = packed
+    export_adapter(str(root / "out"), keys[kind], tmp_path / "adapter")
+    original, exported = (
+        json.loads((path / "adapter_config.json").read_text())
+        for path in (root / "zoo" / kind, tmp_path / "adapter")
+    )
+    for name in ("lora_dropout", "task_type"):
+        assert exported[name] == original[name]
+
+
+def test_a_config_without_them_gives_pefts_own_defaults(tmp_path):
+    write_adapter(tmp_path / "zoo/a", 3)
+    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1))
+    export_adapter(str(tmp_path / "out"), ShardSet(tmp_path / "out").keys[0], tmp_path / "adapter")
+    exported = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (exported["lora_dropout"], exported["task_type"]) == (0.0, None)
 
 
 def test_weights_are_within_one_rounding(packed, tmp_path):
@@ -165,6 +187,7 @@ def test_exported_and_packed_again_it_is_the_same_set(packed, tmp_path):
     assert first.layout == second.layout
     for key in keys.values():
         one, other = (opened.read_sample(key).json for opened in (first, second))
+        assert (one["lora_dropout"], one["task_type"]) == (other["lora_dropout"], other["task_type"])
         for left, right in zip(one["modules"], other["modules"], strict=True):
             assert (left["name"], left["rank"]) == (right["name"], right["rank"])
             assert math.isclose(left["scaling"], right["scaling"])

@@ -89,10 +89,15 @@ def test_ragged_texts_come_back(texts):
     np.testing.assert_array_equal(got_offsets, offsets)
 
 
-@pytest.mark.parametrize("offsets", [[0], [1, 3], [0, 2], [0, 4], [0, 2, 1, 3], [0, -1, 3]])
+WRAPPED = [0, 2**63 - 1, -(2**63), -1, 3]  # the differences of these wrap around to none below 0
+
+
+@pytest.mark.parametrize("offsets", [[0], [1, 3], [0, 2], [0, 4], [0, 2, 1, 3], [0, -1, 3], WRAPPED])
 def test_offsets_that_do_not_partition_the_ids_are_refused(offsets):
     member = codec.encode_texts({"prompt": (np.zeros(3, np.int32), np.array(offsets, np.int64))})
-    with pytest.raises(HeaderError, match="offsets do not partition"):
+    with pytest.raises(
+        HeaderError, match="offsets do not divide the ids: expected at least two, climbing from 0 to 3"
+    ):
         codec.decode_texts(joined(member), ["prompt"], where="texts")
 
 

@@ -250,6 +250,8 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "rank": layout.rank,
         "alpha": 16.0,
         "scaling": 2.0,
+        "lora_dropout": 0.0,
+        "task_type": "CAUSAL_LM",
         "modules": [{"name": m.name, "rank": layout.rank, "scaling": 2.0} for m in layout.modules],
         "source_digest": "00" * 32,
         "source_dtype": layout.dtype,
