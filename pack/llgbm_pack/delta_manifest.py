@@ -50,6 +50,7 @@ class DeltaEntry:
         probes: Its probes, or empty.
         layer: Its layer, or empty.
         dtype: Its dtype, or empty.
+        task: The task the cache names, or empty.
     """
 
     key: str
@@ -64,6 +65,7 @@ class DeltaEntry:
     probes: str = ""
     layer: str = ""
     dtype: str = ""
+    task: str = ""
 
     def load(self) -> LoadedDelta:
         """Read and verify the delta.
@@ -157,6 +159,7 @@ def _parse_entry(
         if probes in (None, "")
         else inside(path.parent, _field(info, "probes_file", where), where=where),
         source_digest=first_text(info, DIGEST_KEYS),
+        task=first_text(info, ("task",)),
         **{**shared, **own},
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from llgbm_pack.delta_agree import are_equal
 from llgbm_pack.delta_file import LoadedDelta, read_array
 from llgbm_pack.delta_lag import LagCorrelation, delta_lag_correlation
 from llgbm_pack.delta_manifest import (
@@ -104,17 +105,17 @@ class DeltaCache:
             (hidden,) float32, or None if none fits.
 
         Raises:
-            UsageError: Two fit equally well.
+            UsageError: Two could be its own, and differ.
             CheckpointError: The delta is absent, damaged or not the one the manifest describes.
         """
-        exact = self.get_delta(path)
-        if exact is not None:
-            return exact
         name = Path(path).absolute().as_posix().lstrip("/")
         result = join_deltas([name], zoo_root="/", entries=self.entries())
         if result.ambiguous:
-            raise _two_candidates(os.fspath(path), result.ambiguous[0][1])
-        return self._load(result.matches[name].entry) if name in result.matches else None
+            found = result.ambiguous[0]
+            if not are_equal(found, lambda entry: entry.load().array):
+                raise _two_candidates(os.fspath(path), found.entries)
+            return self._load(found.entries[0])
+        return self._load(result.matches[name].entry) if name in result.matches else self.get_delta(path)
 
     def get_all_deltas(self) -> dict[str, NDArray[np.float32]]:
         """All deltas by the path string they were recorded under; all of them are held in memory.

@@ -2,7 +2,8 @@
 
 The rules, in this order; what one rule joined is out of the way of the next:
 
-1. ``exact``: the path the cache recorded (after ``--map``) is the checkpoint's path, as given or absolute.
+1. ``exact``: the path the cache recorded (after ``--map``) is the checkpoint's path: as the zoo was given, absolute, or
+   with links followed, so that how the zoo is spelled decides nothing.
 2. ``relative``: it is the checkpoint's path relative to the zoo.
 3. ``tail``: the longest tail of whole components that the two paths share. Longer tails join first. A tail joins when
    it belongs to one open checkpoint and one open delta; with more on either side all of them are ambiguous.
@@ -21,13 +22,17 @@ hold adapters of equal names. A tail is therefore refused (the pair stays apart)
   whole path in the zoo and names an adapter is exempt: the zoo was moved.
 
 So a renamed task joins by tail when its adapters' names are unique, and ``--map OLD=NEW`` joins the rest.
+
+What no rule joined is looked at once more, as if all checkpoints were still open: a delta that a later rule gives to a
+checkpoint that has one already is a second candidate, and the checkpoint is ambiguous. A delta whose name means one
+checkpoint and whose path means another contradicts itself.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
-import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,26 +40,10 @@ from itertools import takewhile
 from typing import Final
 
 from llgbm_pack.delta_manifest import DeltaEntry
+from llgbm_pack.join_paths import Parts, is_generic, parts_of, real_folder, rewrite, unwrap
 
-Parts = tuple[str, ...]
-
-_WEIGHT_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
-_WEIGHTS_SUFFIX: Final = ".safetensors"
-_WRAPPER: Final = "adapter"
 _LISTED: Final = 16
 _ENOUGH: Final = 2
-#: Words that many adapters of a zoo are called by.
-_GENERIC: Final = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        adapter adapters base best checkpoint checkpoints ckpt default e ep epoch exp experiment
-        final fold global init iter it iteration last latest lora lr m model models out output
-        outputs peft r rank rep results run s sd seed stage step steps train trial v version
-        weights
-        """,
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +60,48 @@ class Match:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ambiguity:
+    """A checkpoint with more than one delta that could be its own, or with one that could be another's.
+
+    Attributes:
+        path: The checkpoint.
+        entries: The deltas in question, at most 16 of them; what the first rule gives comes first.
+        matched_by: The rule that gives it.
+        shared: Other checkpoints claim them too.
+    """
+
+    path: str
+    entries: tuple[DeltaEntry, ...]
+    matched_by: str
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """A delta whose name means one checkpoint and whose path means another."""
+
+    entry: DeltaEntry
+    by_name: str
+    by_path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JoinResult:
     """What was joined with what, and what was not.
 
     Attributes:
         matches: The delta of each joined checkpoint, by relative path.
         missing: Checkpoints without a delta, in the order given.
-        ambiguous: Checkpoints that claim, or share a claim on, more than one delta or a delta others claim too; with
-            the deltas in question, at most 16 of them.
-        unused: Deltas of no checkpoint, in the order given.
+        ambiguous: Checkpoints that claim, or share a claim on, more than one delta or a delta others claim too.
+        contradictions: Deltas that speak against themselves; they are in ``matches`` all the same.
+        distant: Checkpoints joined by their last component only, whose folder is another than the delta's.
     """
 
     matches: dict[str, Match]
     missing: list[str]
-    ambiguous: list[tuple[str, list[DeltaEntry]]]
-    unused: list[DeltaEntry]
+    ambiguous: list[Ambiguity]
+    contradictions: list[Contradiction]
+    distant: list[str]
 
 
 def join_deltas(
@@ -94,7 +110,6 @@ def join_deltas(
     zoo_root: str | os.PathLike[str],
     entries: Sequence[DeltaEntry],
     maps: Sequence[tuple[str, str]] = (),
-    absolute_root: str = "",
 ) -> JoinResult:
     """Find the delta of each checkpoint.
 
@@ -103,10 +118,8 @@ def join_deltas(
         zoo_root: The zoo as the user gave it.
         entries: The cache's entries.
         maps: (old, new) prefixes to rewrite in the cache's paths, whole components only; the first that fits is taken.
-        absolute_root: The zoo's absolute path; found out when empty.
     """
-    root = os.fspath(zoo_root)
-    return _Join(checkpoints, root, absolute_root or os.path.abspath(root), entries, maps).run()  # noqa: PTH100
+    return _Join(checkpoints, os.fspath(zoo_root), entries, maps).run()
 
 
 class _Join:
@@ -116,42 +129,115 @@ class _Join:
         self,
         checkpoints: Sequence[str],
         root: str,
-        absolute: str,
         entries: Sequence[DeltaEntry],
         maps: Sequence[tuple[str, str]],
     ) -> None:
         self._checkpoints, self._entries = checkpoints, entries
-        self._roots = (root, absolute)
-        self._relative = [_parts(path) for path in checkpoints]
-        self._paths = [_rewrite(_parts(entry.path), maps) for entry in entries]
-        absolute_parts = _parts(absolute)
-        self._full = [_unwrap(absolute_parts + parts) for parts in self._relative]
-        self._tails = [_unwrap(parts) for parts in self._paths]
-        self._open = dict.fromkeys(range(len(checkpoints)))
-        self._free = dict.fromkeys(range(len(entries)))
-        self._matches: dict[int, tuple[int, str]] = {}
-        self._ambiguous: dict[int, list[int]] = {}
+        real = os.path.realpath(root)
+        self._roots = dict.fromkeys(parts_of(path) for path in (root, os.path.abspath(root), real))  # noqa: PTH100
+        self._relative = [parts_of(path) for path in checkpoints]
+        self._paths = [rewrite(parts_of(entry.path), maps) for entry in entries]
+        self._full = [unwrap(parts_of(real) + parts) for parts in self._relative]
+        self._tails = [unwrap(parts) for parts in self._paths]
         # What stands at each height above the end of the paths: the evidence against a renamed folder.
         self._zoo_heights = _heights(self._full)
         self._cache_heights = _heights(self._tails)
+        self._real_folder = functools.lru_cache(maxsize=None)(real_folder)
+        self._begin(range(len(entries)))
+
+    def _begin(self, entries: Iterable[int]) -> None:
+        self._open = dict.fromkeys(range(len(self._checkpoints)))
+        self._free = dict.fromkeys(entries)
+        self._matches: dict[int, tuple[int, str]] = {}
+        self._ambiguous: dict[int, tuple[list[int], str, bool]] = {}
 
     def run(self) -> JoinResult:
-        for root in self._roots:
-            whole = _parts(root)
-            self._pair("exact", [whole + parts for parts in self._relative], self._paths)
-        self._pair("relative", self._relative, self._paths)
-        for height in range(self._deepest(), 0, -1):
-            self._pair_tails(height)
+        self._pair_paths()
         self._pair_names()
+        self._add_second_candidates()
         names = self._checkpoints
         return JoinResult(
             matches={names[c]: Match(self._entries[e], by) for c, (e, by) in sorted(self._matches.items())},
             missing=[names[c] for c in self._open],
             ambiguous=[
-                (names[c], [self._entries[e] for e in found]) for c, found in sorted(self._ambiguous.items())
+                Ambiguity(
+                    path=names[c],
+                    entries=tuple(self._entries[e] for e in found[:_LISTED]),
+                    matched_by=by,
+                    shared=shared,
+                )
+                for c, (found, by, shared) in sorted(self._ambiguous.items())
             ],
-            unused=[self._entries[e] for e in self._free],
+            contradictions=self._contradictions(),
+            distant=[
+                names[c] for c, (e, by) in sorted(self._matches.items()) if by == "tail" and self._apart(c, e)
+            ],
         )
+
+    def _pair_paths(self) -> None:
+        self._pair_exact()
+        self._pair("relative", self._relative, self._paths)
+        for height in range(self._deepest(), 0, -1):
+            self._pair_tails(height)
+
+    def _pair_exact(self) -> None:
+        """By the whole path, in every spelling of the zoo at once: two spellings are two candidates."""
+        owner = {root + parts: c for root in self._roots for c, parts in enumerate(self._relative)}
+        found: dict[int, list[int]] = defaultdict(list)
+        for e in self._free:
+            c = owner.get(self._paths[e], owner.get(self._resolved(self._paths[e])))
+            if c is not None:
+                found[c].append(e)
+        for c, of_c in found.items():
+            self._settle("exact", [c], of_c)
+
+    def _resolved(self, path: Parts) -> Parts:
+        return self._real_folder(path[:-1]) + path[-1:]
+
+    def _given(self, entries: Iterable[int], *, names: bool) -> dict[int, list[int]]:
+        """The deltas among some that the rules give to one checkpoint each, were all checkpoints still open."""
+        anew = copy.copy(self)
+        anew._begin(entries)
+        anew._pair_paths()
+        if names:
+            anew._pair_names()
+        given = {c: [e] for c, (e, _) in anew._matches.items()}
+        return given | {c: found for c, (found, _, shared) in anew._ambiguous.items() if not shared}
+
+    def _add_second_candidates(self) -> None:
+        for c, others in self._given(self._free, names=True).items():
+            if c in self._matches:
+                e, by = self._matches.pop(c)
+                self._ambiguous[c] = ([e, *others], by, False)
+                for other in others:
+                    self._free.pop(other, None)
+
+    def _contradictions(self) -> list[Contradiction]:
+        by_path = {e: c for c, (e, by) in self._matches.items() if by != "name"}
+        by_name = {e: [c] for c, (e, by) in self._matches.items() if by == "name"}
+        for c, found in self._given(by_name, names=False).items():
+            by_path.update(dict.fromkeys(found, c))
+        owners = self._named()
+        return [
+            Contradiction(self._entries[e], self._checkpoints[named[0]], self._checkpoints[c])
+            for e, c in sorted(by_path.items())
+            if (named := by_name.get(e) or owners.get(self._entries[e].name, [])) and c not in named
+        ]
+
+    def _named(self) -> dict[str, list[int]]:
+        """Name of an adapter -> the checkpoints it means: by their relative path, or by a last component of theirs alone."""
+        last = Counter(parts[-1:] for parts in self._full)
+        named: dict[str, list[int]] = defaultdict(list)
+        for c, path in enumerate(self._checkpoints):
+            named[path].append(c)
+            if last[self._full[c][-1:]] == 1 and self._full[c][-1] != path:
+                named[self._full[c][-1]].append(c)
+        return named
+
+    def _apart(self, c: int, e: int) -> bool:
+        """Whether a pair shares its last component only, and both have a folder above it."""
+        mine, theirs = self._full[c][-2:-1], self._tails[e][-2:-1]
+        return bool(mine and theirs) and mine != theirs
 
     def _pair(self, by: str, wanted: Sequence[Hashable], offered: Sequence[Hashable]) -> None:
         claims = _group(self._open, lambda c: wanted[c])
@@ -176,15 +262,14 @@ class _Join:
 
     def _pair_names(self) -> None:
         """By the adapter's name, unique among all checkpoints of the zoo and all names of the cache."""
-        last = Counter(parts[-1:] for parts in self._full)
+        offered: dict[int, list[int]] = defaultdict(list)
         names = _group((e for e in self._free if self._entries[e].name), lambda e: self._entries[e].name)
-        for c in list(self._open):
-            own = self._full[c][-1:]
-            keys = [self._checkpoints[c], *(own if last[own] == 1 else ())]
-            found = _unique(
-                e for key in keys for e in names.get(key, []) if e in self._free and self._agree(c, e)
-            )
-            self._settle("name", [c], found)
+        for name, owners in self._named().items():
+            for c in owners:
+                if c in self._open:
+                    offered[c] += [e for e in names.get(name, []) if self._agree(c, e)]
+        for c, found in offered.items():
+            self._settle("name", [c], [e for e in found if e in self._free])
 
     def _settle(self, by: str, claims: Sequence[int], found: Sequence[int]) -> None:
         """Join one with one; more on either side is ambiguous for all of them."""
@@ -193,8 +278,7 @@ class _Join:
         if len(claims) == len(found) == 1:
             self._matches[claims[0]] = (found[0], by)
         else:
-            listed = list(found[:_LISTED])
-            self._ambiguous.update((c, listed) for c in claims)
+            self._ambiguous.update((c, (list(found), by, len(claims) > 1)) for c in claims)
         for c in claims:
             self._open.pop(c, None)
         for e in found:
@@ -205,8 +289,8 @@ class _Join:
         path = self._full[c]
         if len(path) == height:
             return 2
-        whole = len(_unwrap(self._relative[c]))
-        covers, generic = height >= max(whole, 1), all(map(_generic, path[-height:]))
+        whole = len(unwrap(self._relative[c]))
+        covers, generic = height >= max(whole, 1), all(map(is_generic, path[-height:]))
         if covers and whole > 1 and not generic:
             return 2
         known = path[-height - 1] in self._cache_heights[height]
@@ -230,40 +314,6 @@ class _Join:
         return min(deepest, max((len(self._tails[e]) for e in self._free), default=0))
 
 
-def checkpoint_parts(path: str) -> Parts:
-    """The components that tell a checkpoint: less the name of its weights, and a closing ``adapter``."""
-    return _unwrap(_rewrite(_parts(path), ()))
-
-
-def _parts(path: str) -> Parts:
-    """Whole components; an absolute path begins with ``/``, and Windows' separators count where no other are."""
-    text = path.replace("\\", "/") if "\\" in path and "/" not in path else path
-    parts = tuple(part for part in posixpath.normpath(text).split("/") if part not in ("", "."))
-    return (("/",) if text.startswith("/") else ()) + parts
-
-
-def _rewrite(parts: Parts, maps: Sequence[tuple[str, str]]) -> Parts:
-    if parts[-1:] and parts[-1] in _WEIGHT_FILES:
-        parts = parts[:-1]
-    elif parts[-1:] and parts[-1].endswith(_WEIGHTS_SUFFIX):
-        # A checkpoint that is one file, as in ``{dataset}/{N}.safetensors``, is called by its path without the suffix.
-        parts = (*parts[:-1], parts[-1].removesuffix(_WEIGHTS_SUFFIX))
-    for old, new in maps:
-        prefix = _parts(old)
-        if parts[: len(prefix)] == prefix:
-            return _parts(new) + parts[len(prefix) :]
-    return parts
-
-
-def _unwrap(parts: Parts) -> Parts:
-    return parts[:-1] if len(parts) > 1 and parts[-1] == _WRAPPER else parts
-
-
-def _generic(part: str) -> bool:
-    """Whether a component names no adapter in particular: only numbers and words of common use."""
-    return all(word in _GENERIC for word in re.findall(r"[^\W\d_]+", part.lower()))
-
-
 def _heights(paths: Iterable[Parts]) -> dict[int, set[str]]:
     heights: dict[int, set[str]] = defaultdict(set)
     for parts in paths:
@@ -277,7 +327,3 @@ def _group(indices: Iterable[int], key: Callable[[int], Hashable]) -> dict[Hasha
     for index in indices:
         groups.setdefault(key(index), []).append(index)
     return groups
-
-
-def _unique(indices: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys(indices))

@@ -131,13 +131,13 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         raise nothing_to_pack(options.zoo, skipped, excluded)
     # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
     whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
-    deltas = plan_deltas(teachers, _every_path(whole), options)
+    tasks = zoo_tasks(options.zoo, whole.nameable)
+    deltas = plan_deltas(teachers, _every_path(whole), tasks, options)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
     tokenizer = None if options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
     conditions, notes = _conditions(tokenizer, options)
-    tasks = zoo_tasks(options.zoo, whole.nameable)
     samples, texts, faults = join_samples(teachers, deltas, tasks, options)
     skipped += faults
     if not samples:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llgbm_pack.delta_agree import Refusal, common_width, refuse_mixed, settle
 from llgbm_pack.delta_lag import LagCorrelation
 from llgbm_pack.delta_manifest import DeltaEntry, find_manifest
-from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.jobs import Note
 from llgbm_pack.join import Match, join_deltas
@@ -35,18 +34,31 @@ class DeltaPlan:
     notes: list[Note] = field(default_factory=list)
 
 
-def plan_deltas(teachers: Sequence[Teacher], every_path: Sequence[str], options: PackOptions) -> DeltaPlan:
+def refusal(directory: Path) -> Refusal:
+    """How a build refuses deltas."""
+    return Refusal(
+        kind=PlanError,
+        where=str(directory),
+        maps="--map OLD=NEW",
+        apart="Pack one set for each, with --include or with separate delta caches.",
+    )
+
+
+def plan_deltas(
+    teachers: Sequence[Teacher], every_path: Sequence[str], tasks: Mapping[str, str], options: PackOptions
+) -> DeltaPlan:
     """Find and verify the delta of each teacher.
 
     Args:
         teachers: The checkpoints to pack, as far as is known.
         every_path: Paths of all checkpoints of the zoo, packed or not: each claims its own delta, so that a
             checkpoint that is left out does not leave its delta to a namesake.
+        tasks: The zoo's own tasks, by path.
         options: What is asked for.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
-            or deltas that were not measured alike; lists all of it.
+            a delta that contradicts itself or its task, or deltas that were not measured alike; lists all of it.
     """
     plan = DeltaPlan()
     if options.deltas is None:
@@ -55,11 +67,12 @@ def plan_deltas(teachers: Sequence[Teacher], every_path: Sequence[str], options:
     wanted = {teacher.path for teacher in teachers}
     paths = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
     joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps)
-    _refuse_ambiguous([row for row in joined.ambiguous if row[0] in wanted], options)
-    _apply_missing_policy([path for path in joined.missing if path in wanted], plan, options)
-    matches = {path: match for path, match in joined.matches.items() if path in wanted}
-    _refuse_mixed(matches, options)
-    plan.matches = _verified(matches, entries, plan, options.deltas)
+    refuse = refusal(options.deltas)
+    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
+    _apply_missing_policy(settled.missing, plan, options)
+    refuse_mixed(settled.matches, refuse)
+    plan.matches = _verified(settled.matches, entries, plan, refuse)
     plan.notes += _stale(teachers, plan.matches)
     return plan
 
@@ -75,20 +88,6 @@ def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
     return DeltaCache(directory).entries()
 
 
-def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]], options: PackOptions) -> None:
-    if ambiguous:
-        rows = [
-            f"{path}: " + " or ".join(f"{entry.key} ({entry.path})" for entry in found)
-            for path, found in ambiguous
-        ]
-        raise PlanError(
-            f"{len(rows)} checkpoints with more than one delta that could be theirs",
-            where=str(options.deltas),
-            got="\n  " + "\n  ".join(rows),
-            do="\nRewrite the cache's paths with --map OLD=NEW, or remove the wrong entries.",
-        )
-
-
 def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: PackOptions) -> None:
     if missing and options.missing_delta == "error":
         raise PlanError(
@@ -101,20 +100,8 @@ def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: Pack
         plan.skipped += [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in missing]
 
 
-def _refuse_mixed(matches: Mapping[str, Match], options: PackOptions) -> None:
-    mixed = mixed_provenance(match.entry for match in matches.values())
-    if mixed:
-        raise PlanError(
-            f"deltas of more than one {' and more than one '.join(mixed)}",
-            where=str(options.deltas),
-            expected="one a set",
-            got="; ".join(mixed.values()),
-            do="Pack one set for each, with --include or with separate delta caches.",
-        )
-
-
 def _verified(
-    matches: Mapping[str, Match], entries: Sequence[DeltaEntry], plan: DeltaPlan, directory: Path
+    matches: Mapping[str, Match], entries: Sequence[DeltaEntry], plan: DeltaPlan, refuse: Refusal
 ) -> dict[str, Match]:
     """Load every joined delta, in manifest order; faults skip their checkpoint."""
     owner = {match.entry.key: path for path, match in matches.items()}
@@ -133,7 +120,7 @@ def _verified(
         lag.add(loaded.array)
         if loaded.note:
             plan.notes.append(Note(checkpoint=path, what=f"delta {loaded.note}"))
-    plan.width = _common_width(widths, directory)
+    plan.width = _common_width(widths, refuse)
     for path, width in widths.items():
         if width != plan.width:
             reason = f"delta of another width than most of the set: expected {plan.width}, got {width}"
@@ -143,20 +130,14 @@ def _verified(
     return {path: match for path, match in matches.items() if widths.get(path) == plan.width}
 
 
-def _common_width(widths: Mapping[str, int], directory: Path) -> int:
-    counts = Counter(widths.values()).most_common(2)
-    if not counts:
+def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
+    if not widths:
         raise PlanError(
             "no delta belongs to any checkpoint of the zoo",
-            where=str(directory),
+            where=refuse.where,
             do="Check --deltas; rewrite its paths with --map OLD=NEW; or leave --deltas out.",
         )
-    if len(counts) == 2 and counts[0][1] == counts[1][1]:
-        got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"
-        raise PlanError(
-            "no width that most deltas share", where=str(directory), expected="one width", got=got
-        )
-    return counts[0][0]
+    return common_width(widths, refuse)
 
 
 def _lag_warning(lag: LagCorrelation) -> str:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llgbm_pack.delta_agree import Refusal, common_width, refuse_mixed, settle
 from llgbm_pack.delta_manifest import DeltaEntry
-from llgbm_pack.delta_provenance import mixed_provenance
 from llgbm_pack.deltas import DeltaCache
-from llgbm_pack.join import Match, join_deltas
+from llgbm_pack.join import join_deltas
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import CheckpointError, UsageError
 
 Maps = Sequence[tuple[str, str]]
+
+_LOG = logging.getLogger(__name__)
+_REFUSAL: Final = Refusal(
+    kind=UsageError,
+    where="delta_cache",
+    maps="maps=[(old, new)]",
+    apart="Use one folder of checkpoints, or one cache, for each.",
+)
 
 
 class DeltaSource:
@@ -142,13 +150,15 @@ def join_verified(
         maps: (old, new) prefixes to rewrite in the cache's paths.
 
     Raises:
-        UsageError: A checkpoint with two candidates, deltas that were not measured alike, or no width that most of them share.
+        UsageError: A checkpoint with two candidates, a delta that contradicts itself or its task, deltas that were not
+            measured alike, or no width that most of them share.
     """
     joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
-    asked = set(checkpoints if wanted is None else wanted)
-    _refuse_ambiguous([row for row in joined.ambiguous if row[0] in asked])
-    matches = {path: match for path, match in joined.matches.items() if path in asked}
-    _refuse_mixed(matches)
+    settled = settle(joined, set(checkpoints if wanted is None else wanted), source.load, _REFUSAL)
+    for path, what in settled.notes:
+        _LOG.warning("%s: %s", path, what)
+    matches = settled.matches
+    refuse_mixed(matches, _REFUSAL)
     widths: dict[str, int] = {}
     faults: dict[str, str] = {}
     for path, match in matches.items():
@@ -156,7 +166,7 @@ def join_verified(
             widths[path] = len(source.load(match.entry))
         except CheckpointError as error:
             faults[path] = str(error)
-    width = _common_width(widths) or source.own_width()
+    width = common_width(widths, _REFUSAL) or source.own_width()
     for path, own in widths.items():
         if own != width:
             faults[path] = f"delta of another width than most: expected {width}, got {own}"
@@ -199,39 +209,3 @@ def _as_array(delta: object, path: str) -> NDArray[np.float32]:
         got = f"shape {array.shape}, {array.size - np.isfinite(array).sum()} not finite"
         raise CheckpointError("not a delta", where=path, expected="(hidden,) finite floats", got=got)
     return array
-
-
-def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[DeltaEntry]]]) -> None:
-    if ambiguous:
-        rows = [
-            f"{path}: " + " or ".join(f"{entry.key} ({entry.path})" for entry in found)
-            for path, found in ambiguous
-        ]
-        raise UsageError(
-            f"{len(rows)} checkpoints with more than one delta that could be theirs",
-            where="delta_cache",
-            got="\n  " + "\n  ".join(rows),
-            do="\nRewrite the cache's paths with maps=[(old, new)], or remove the wrong entries.",
-        )
-
-
-def _refuse_mixed(matches: Mapping[str, Match]) -> None:
-    mixed = mixed_provenance(match.entry for match in matches.values())
-    if mixed:
-        raise UsageError(
-            f"deltas of more than one {' and more than one '.join(mixed)}",
-            where="delta_cache",
-            expected="one",
-            got="; ".join(mixed.values()),
-            do="Use one folder of checkpoints, or one cache, for each.",
-        )
-
-
-def _common_width(widths: Mapping[str, int]) -> int:
-    counts = Counter(widths.values()).most_common(2)
-    if len(counts) == 2 and counts[0][1] == counts[1][1]:
-        got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"
-        raise UsageError(
-            "no width that most deltas share", where="delta_cache", expected="one width", got=got
-        )
-    return counts[0][0] if counts else 0

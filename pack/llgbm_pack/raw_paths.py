@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.delta_manifest import DeltaEntry
-from llgbm_pack.join import checkpoint_parts
+from llgbm_pack.join_paths import checkpoint_parts
 from llgbm_pack.raw_deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.raw_lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
 from llgbm_pack.raw_repeats import ChosenIndices, ItemPaths

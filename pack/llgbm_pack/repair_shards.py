@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llgbm_pack.delta_agree import settle
 from llgbm_pack.delta_manifest import DeltaEntry
 from llgbm_pack.deltas import DeltaCache
 from llgbm_pack.jobs import PackContext, PlannedSample
 from llgbm_pack.join import Match, join_deltas
 from llgbm_pack.packer import Packer
 from llgbm_pack.plan import Plan, make_plan
+from llgbm_pack.plan_deltas import refusal
 from llgbm_pack.repair_options import RepairOptions, pack_options
 from llgbm_pack.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_pack.tasks import zoo_tasks
@@ -188,7 +190,8 @@ class ShardRestorer:
         joined = join_deltas(
             list(dict.fromkeys(paths)), zoo_root=options.zoo, entries=entries, maps=options.maps
         )
-        return joined.matches
+        refuse = refusal(self._options.deltas)
+        return settle(joined, set(self._known), lambda e: e.load().array, refuse, self._tasks).matches
 
 
 def _differences(sample: PackedSample, row: Row) -> str:

@@ -131,8 +131,8 @@ def test_missing_deltas_by_policy(zoo, deltas):
 def test_two_candidates_are_both_listed(zoo, deltas):
     cache = DeltaCache(deltas)
     forget(deltas, "alpha/run_003")
-    for place in ("one", "two"):
-        cache.save_delta(f"{place}/zoo/{PATH}", np.ones(24, np.float32))
+    for value, place in enumerate(("one", "two")):
+        cache.save_delta(f"{place}/zoo/{PATH}", np.full(24, value, np.float32))
     before = tree(zoo.parent)
     refused(
         pack(zoo, "--deltas", deltas),

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llgbm_pack.delta_manifest import DeltaEntry
@@ -27,12 +27,11 @@ class Case(NamedTuple):
     ambiguous: Mapping[str, list[int]] = MappingProxyType({})
     maps: Sequence[tuple[str, str]] = ()
     root: str = "data/zoo"
-    absolute: str = "/home/me/data/zoo"
 
 
 CASES = [
     Case("exact as given", ["arc/x"], ["data/zoo/arc/x"], {"arc/x": (0, "exact")}),
-    Case("exact absolute", ["arc/x"], ["/home/me/data/zoo/arc/x"], {"arc/x": (0, "exact")}),
+    Case("exact absolute", ["arc/x"], ["/home/me/data/zoo/arc/x"], {"arc/x": (0, "exact")}, root="/home/me/data/zoo"),
     Case("exact, untidy", ["arc/x"], ["./data//zoo/arc/x/"], {"arc/x": (0, "exact")}),
     Case("exact, its weights file", ["arc/x"], ["data/zoo/arc/x/adapter_model.safetensors"], {"arc/x": (0, "exact")}),
     Case("relative to the zoo", ["arc/x"], ["arc/x"], {"arc/x": (0, "relative")}),
@@ -68,9 +67,9 @@ CASES = [
          {"arc/nora": (1, "tail")}, ["arc/mila"]),
     Case("the zoo knows the other task", ["arc/mila", "gsm/nora"], ["/o/gsm/mila"], {}, ["arc/mila", "gsm/nora"]),
     Case("a part of a larger zoo", ["mila", "nora"], ["/o/arc/mila", "/o/arc/nora", "/o/gsm/nora"],
-         {"mila": (0, "tail"), "nora": (1, "tail")}, root="arc", absolute="/home/me/arc"),
+         {"mila": (0, "tail"), "nora": (1, "tail")}, root="/home/me/arc"),
     Case("a part of a larger zoo, one not measured", ["mila", "nora"], ["/o/gsm/mila", "/o/arc/nora", "/o/gsm/nora"],
-         {"nora": (1, "tail")}, ["mila"], root="arc", absolute="/home/me/arc"),
+         {"nora": (1, "tail")}, ["mila"], root="/home/me/arc"),
     # Traps.
     Case("prefix of a name", ["arc_e_1"], ["/o/arc_e_10"], {}, ["arc_e_1"]),
     Case("name of a prefix", ["arc_e_10"], ["/o/arc_e_1"], {}, ["arc_e_10"]),
@@ -89,9 +88,13 @@ CASES = [
     Case("two deltas of one path", ["arc/x"], ["a=data/zoo/arc/x", "b=data/zoo/arc/x"], {},
          ambiguous={"arc/x": [0, 1]}),
     Case("two old copies", ["arc/x"], ["/o1/arc/x", "/o2/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
-    Case("exact goes before an old copy", ["arc/x"], ["/o1/arc/x", "data/zoo/arc/x"], {"arc/x": (1, "exact")}),
-    Case("relative goes before an old copy", ["arc/x"], ["/o1/arc/x", "arc/x"], {"arc/x": (1, "relative")}),
-    Case("the longer tail goes first", ["arc/x"], ["/o1/zoo/arc/x", "/o2/b/arc/x"], {"arc/x": (0, "tail")}),
+    Case("an exact path and an old copy", ["arc/x"], ["/o1/arc/x", "data/zoo/arc/x"], {}, ambiguous={"arc/x": [1, 0]}),
+    Case("a relative path and an old copy", ["arc/x"], ["/o1/arc/x", "arc/x"], {}, ambiguous={"arc/x": [1, 0]}),
+    Case("an exact and a relative path", ["arc/x"], ["data/zoo/arc/x", "arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("a longer and a shorter tail", ["arc/x"], ["/o1/zoo/arc/x", "/o2/b/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("a path and a name", ["t/mila"], ["one=data/zoo/t/mila", "mila=/tmp/current"], {}, ambiguous={"t/mila": [0, 1]}),
+    Case("an old copy of a namesake's", ["a/mila", "b/mila"], ["data/zoo/a/mila", "data/zoo/b/mila", "mila"],
+         {"a/mila": (0, "exact"), "b/mila": (1, "exact")}),
     Case("two checkpoints, one delta", ["a/mila", "b/mila"], ["mila"], {}, ambiguous={"a/mila": [0], "b/mila": [0]}),
     Case("its own checkpoint goes first", ["a/mila", "b/mila"], ["data/zoo/a/mila"], {"a/mila": (0, "exact")}, ["b/mila"]),
     Case("none left for this one", ["a/r0", "b/r0", "c/r0"], ["/o/a/r0", "/o/c/r0"],
@@ -104,8 +107,6 @@ CASES = [
     Case("name in two tasks", ["a/mila", "b/mila"], ["mila=/tmp/current"], {}, ["a/mila", "b/mila"]),
     Case("name is the relative path", ["a/mila", "b/mila"], ["b/mila=/tmp/current"], {"b/mila": (0, "name")}, ["a/mila"]),
     Case("name is no substring", ["t/arc_e_1"], ["arc_e_10=/tmp/current"], {}, ["t/arc_e_1"]),
-    Case("path goes before name", ["t/mila", "t/nora"], ["nora=data/zoo/t/mila", "mila=data/zoo/t/nora"],
-         {"t/mila": (0, "exact"), "t/nora": (1, "exact")}),
     Case("name does not bring back a refused path", ["arc/mila", "arc/nora"], ["mila=/o/gsm/mila", "nora=/o/arc/nora"],
          {"arc/nora": (1, "tail")}, ["arc/mila"]),
     # Nothing.
@@ -122,17 +123,99 @@ def make_entry(number, recorded):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_table(case):
     entries = [make_entry(number, text) for number, text in enumerate(case.recorded)]
-    result = join_deltas(
-        case.checkpoints, zoo_root=case.root, absolute_root=case.absolute, entries=entries, maps=case.maps
-    )
+    result = join_deltas(case.checkpoints, zoo_root=case.root, entries=entries, maps=case.maps)
     found = {path: (entries.index(match.entry), match.matched_by) for path, match in result.matches.items()}
     assert found == case.joined
     assert result.missing == list(case.missing)
-    assert {path: [entries.index(e) for e in listed] for path, listed in result.ambiguous} == case.ambiguous
-    used = {index for index, _ in found.values()} | {
-        index for listed in case.ambiguous.values() for index in listed
-    }
-    assert [entries.index(entry) for entry in result.unused] == sorted(set(range(len(entries))) - used)
+    assert {row.path: [entries.index(e) for e in row.entries] for row in result.ambiguous} == case.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "recorded", "by_name", "by_path"),
+    [
+        (["p/lora_a", "q/lora_b"], "lora_a=data/zoo/q/lora_b", "p/lora_a", "q/lora_b"),
+        (["p/lora_a", "q/lora_b"], "lora_a=/old/zoo/q/lora_b", "p/lora_a", "q/lora_b"),
+        (["p/lora_a", "q/lora_b"], "p/lora_a=q/lora_b", "p/lora_a", "q/lora_b"),
+    ],
+)
+@pytest.mark.parametrize("other", [[], ["lora_b=data/zoo/q/lora_b"]])
+def test_a_name_and_a_path_of_two_checkpoints_are_told(checkpoints, recorded, by_name, by_path, other):
+    entries = [make_entry(number, text) for number, text in enumerate([recorded, *other])]
+    result = join_deltas(checkpoints, zoo_root="data/zoo", entries=entries)
+    told = [(row.entry.key, row.by_name, row.by_path) for row in result.contradictions]
+    candidates = [entry for row in result.ambiguous for entry in row.entries]
+    assert told == [(entries[0].key, by_name, by_path)] or entries[0] in candidates
+
+
+@pytest.mark.parametrize(
+    "recorded", ["lora_a=data/zoo/p/lora_a", "p/lora_a=/o/p/lora_a", "any=/o/p/lora_a", "lora_a=/tmp/now"]
+)
+def test_names_that_agree_with_paths_or_say_nothing_are_no_contradiction(recorded):
+    result = join_deltas(["p/lora_a", "q/lora_b"], zoo_root="data/zoo", entries=[make_entry(0, recorded)])
+    assert list(result.matches) == ["p/lora_a"]
+    assert result.contradictions == []
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "recorded", "distant"),
+    [("arc/foo", "/m/boolq/foo", True), ("foo", "/m/boolq/foo", True), ("arc/foo", "foo", False),
+     ("arc/foo", "/m/arc/foo", False), ("arc/foo", "data/zoo/arc/foo", False)],
+)  # fmt: skip
+def test_a_last_component_alone_is_told(checkpoint, recorded, distant):
+    result = join_deltas([checkpoint], zoo_root="data/zoo", entries=[make_entry(0, recorded)])
+    assert list(result.matches) == [checkpoint]
+    assert result.distant == [checkpoint] * distant
+
+
+def spellings(root: Path) -> list[str]:
+    """Ways to write where a zoo is, from the working directory beside it; the last two follow links."""
+    for link, target in (("link", root), ("parents", root.parent)):
+        (root.parent / link).symlink_to(target)
+    return [
+        str(root),
+        f"{root}/",
+        root.name,
+        f"./{root.name}",
+        f"../{root.parent.name}/{root.name}",
+        "link",
+        f"parents/{root.name}",
+    ]
+
+
+FOLDERS = ["zoo", "{here}/zoo", "{here}/link", "link", "/old/place", "/old/zoo", ""]
+CHECKPOINTS = ["t/x", "t/y", "u/x", "z", "t/seed_0", "u/z"]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    checkpoints=st.lists(st.sampled_from(CHECKPOINTS), min_size=1, unique=True),
+    recorded=st.lists(
+        st.tuples(st.sampled_from(FOLDERS), st.sampled_from(CHECKPOINTS)), unique=True, max_size=6
+    ),
+)
+def test_the_spelling_of_the_zoo_decides_nothing(spelled, checkpoints, recorded):
+    here, roots = spelled
+    paths = [f"{folder.format(here=here)}/{path}" if folder else path for folder, path in recorded]
+    entries = [make_entry(number, path) for number, path in enumerate(paths)]
+    outcomes = [outcome(join_deltas(checkpoints, zoo_root=root, entries=entries)) for root in roots]
+    assert outcomes == [outcomes[0]] * len(roots)
+
+
+def outcome(result):
+    return (
+        {path: match.entry.key for path, match in result.matches.items()},
+        {row.path: sorted(entry.key for entry in row.entries) for row in result.ambiguous},
+        result.missing,
+        result.distant,
+    )
+
+
+@pytest.fixture
+def spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in CHECKPOINTS:
+        (tmp_path / "zoo" / path).mkdir(parents=True)
+    return tmp_path, spellings(tmp_path / "zoo")
 
 
 def test_absolute_path_is_found_out(tmp_path, monkeypatch):
@@ -159,18 +242,18 @@ PATHS = st.lists(st.sampled_from(["a", "b", "ab", "adapter", "s0", "x1", "x10"])
 )
 def test_each_checkpoint_has_one_outcome_and_each_delta_one_owner(checkpoints, recorded):
     entries = [make_entry(number, path) for number, path in enumerate(recorded)]
-    result = join_deltas(checkpoints, zoo_root="zoo", absolute_root="/home/zoo", entries=entries)
-    unclear = [path for path, _ in result.ambiguous]
+    result = join_deltas(checkpoints, zoo_root="zoo", entries=entries)
+    unclear = [row.path for row in result.ambiguous]
     assert sorted([*result.matches, *result.missing, *unclear]) == sorted(checkpoints)
     owned = [match.entry.key for match in result.matches.values()]
     assert len(owned) == len(set(owned))
-    assert not set(owned) & {entry.key for _, listed in result.ambiguous for entry in listed}
+    assert not set(owned) & {entry.key for row in result.ambiguous for entry in row.entries}
     for path, match in result.matches.items():
         mine = [part for part in f"zoo/{path}".split("/") if part != "adapter"] or ["adapter"]
         theirs = [part for part in match.entry.path.split("/") if part != "adapter"]
         assert not theirs or mine[-1] == theirs[-1], "the last folder is whole and equal"
     # The order in which either side is listed decides nothing.
-    turned = join_deltas(checkpoints[::-1], zoo_root="zoo", absolute_root="/home/zoo", entries=entries[::-1])
+    turned = join_deltas(checkpoints[::-1], zoo_root="zoo", entries=entries[::-1])
     assert {p: (m.entry.key, m.matched_by) for p, m in turned.matches.items()} == {
         p: (m.entry.key, m.matched_by) for p, m in result.matches.items()
     }
