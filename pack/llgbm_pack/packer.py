@@ -13,6 +13,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from llgbm_pack.adapters import Adapter, parse_adapter
+from llgbm_pack.casts import Casts
 from llgbm_pack.conditions import ConditionEncoder
 from llgbm_pack.description import columns, describe
 from llgbm_pack.encode import BodyEncoder
@@ -69,7 +70,7 @@ class Packer:
         self._encoder = BodyEncoder(layout)
         self._body = torch.empty(layout.body_shape, dtype=_TORCH_DTYPE[layout.dtype])
         self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
-        self._casts: dict[str, torch.Tensor] = {}
+        self._casts = Casts(self._body.dtype, layout.chunk)
         self._conditions: ConditionEncoder | None = None
         if context.conditions is not None:
             self._conditions = (
@@ -96,6 +97,7 @@ class Packer:
         if planned.delta and planned.delta.source_digest not in ("", source.digest):
             what = "stale delta: it was measured on other weights (its source_digest differs)"
             packed.notes.append(Note(checkpoint=planned.path, what=what))
+        packed.notes += [Note(checkpoint=planned.path, what=what) for what in self._vanished()]
         members = self._weight_members()
         kept = texts.texts
         if self._conditions is not None:
@@ -116,19 +118,21 @@ class Packer:
                 "its dtype changed since the plan was made", expected=layout.dtype, got=adapter.dtype
             )
         pairs = {}
+        self._casts.begin()
         for name, pair in adapter.pairs.items():
             a, b = _tensor(source.data, pair.a), _tensor(source.data, pair.b)
-            pairs[name] = (self._cast(pair.a_key, a), self._cast(pair.b_key, b))
+            pairs[name] = (
+                self._casts.cast(pair.a_key, a, across=0),
+                self._casts.cast(pair.b_key, b, across=1),
+            )
         self._encoder.encode(pairs, self._body, self._scales)
 
-    def _cast(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in the set's dtype; casts go into buffers that stay, since the encoder binds to addresses."""
-        if tensor.dtype == self._body.dtype:
-            return tensor
-        buffer = self._casts.get(key)
-        if buffer is None or buffer.shape != tensor.shape:
-            buffer = self._casts[key] = torch.empty(tensor.shape, dtype=self._body.dtype)
-        return buffer.copy_(tensor)
+    def _vanished(self) -> list[str]:
+        """What to tell of pieces whose values are all too small for the set's dtype; values in a larger piece are not told."""
+        return [
+            f"{key}: {lost} pieces of tiny weights became zeros in {self.context.layout.dtype}"
+            for key, lost in self._casts.vanished.items()
+        ]
 
     def _weight_members(self) -> list[EncodedMember]:
         layout = self.context.layout
