@@ -36,7 +36,7 @@ def demo_zoo(tmp_path_factory: pytest.TempPathFactory) -> DemoZoo:
 
 def _make(unfinished: Path, root: Path) -> None:
     # Not at the top of the file: most tests do without torch and PEFT.
-    from llgbm_pack.demo import make_demo
+    from llgbm_pack.demo.make import make_demo
 
     make_demo(unfinished)
     unfinished.rename(root)  # so a half-made demo is never taken for a whole one

@@ -6,20 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llgbm_pack.build_set import build
-    from llgbm_pack.deltas import DeltaCache
-    from llgbm_pack.options import PackOptions
-    from llgbm_pack.report import PackReport
-    from llgbm_pack.tokenizer import LoraTokenizer2D
+    from llgbm_pack.deltas.cache import DeltaCache
+    from llgbm_pack.packing.build import build
+    from llgbm_pack.packing.report import PackReport
+    from llgbm_pack.plan.options import PackOptions
+    from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
 
 __all__ = ["DeltaCache", "LoraTokenizer2D", "PackOptions", "PackReport", "build"]
 
 _HOMES = {
-    "DeltaCache": "deltas",
-    "LoraTokenizer2D": "tokenizer",
-    "PackOptions": "options",
-    "PackReport": "report",
-    "build": "build_set",
+    "DeltaCache": "deltas.cache",
+    "LoraTokenizer2D": "tokenize.lora_tokenizer",
+    "PackOptions": "plan.options",
+    "PackReport": "packing.report",
+    "build": "packing.build",
 }
 
 

@@ -27,7 +27,7 @@ SET = ["--shard-bytes", "256MiB", "-q", "--format", "json"]
 MEASURE = """
 import json, sys
 from pathlib import Path
-import llgbm_pack.build_set, llgbm_pack.worker
+import llgbm_pack.packing.build, llgbm_pack.packing.shard
 from llgbm_pack import PackOptions, build
 def field(path, name):
     return next(int(line.split()[1]) for line in open(path) if line.startswith(name))

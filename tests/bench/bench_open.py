@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from llgbm_pack.module_layout import make_layout
+from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.canonical import blake3_hex
 from llgbm_shards.index import encode_index
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from llgbm_pack.encode import BodyEncoder
-from llgbm_pack.module_layout import make_layout
+from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.module_table import make_layout
 
 WIDTHS = {
     "self_attn.q_proj": (1536, 1536),

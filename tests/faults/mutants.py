@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack import build_set, commit, shard_writer, worker
+from llgbm_pack.packing import build as build_set
+from llgbm_pack.packing import commit, shard_writer
+from llgbm_pack.packing import shard as worker
 from llgbm_shards import storage
 
 

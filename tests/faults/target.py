@@ -6,8 +6,12 @@ import pyarrow as pa
 
 # What the command imports when it runs is imported here: once, before the forks.
 from faults import mutants
-from llgbm_pack import build_set, progress, render  # noqa: F401
-from llgbm_pack.cli import main
+from llgbm_pack.cli import (
+    progress,  # noqa: F401
+    render,  # noqa: F401
+)
+from llgbm_pack.cli.commands import main
+from llgbm_pack.packing import build as build_set  # noqa: F401
 
 pa.table({"a": [1]})  # imports pandas, where there is one
 

@@ -21,14 +21,14 @@ with atheris.instrument_imports(include=["llgbm_shards", "llgbm_pack", "llgbm_lo
         "llgbm_shards.deep",
         "llgbm_shards.recover",
         "llgbm_loader.state",
-        "llgbm_pack.adapters",
-        "llgbm_pack.delta_manifest",
-        "llgbm_pack.texts",
-        "llgbm_pack.tasks",
-        "llgbm_pack.lock",
-        "llgbm_pack.begin",
-        "llgbm_pack.shard_record",
-        "llgbm_pack.repair_files",
+        "llgbm_pack.sources.adapter",
+        "llgbm_pack.deltas.manifest",
+        "llgbm_pack.sources.texts",
+        "llgbm_pack.sources.tasks",
+        "llgbm_pack.packing.lock",
+        "llgbm_pack.packing.begin",
+        "llgbm_pack.packing.shard_record",
+        "llgbm_pack.upkeep.repair_files",
     ):
         import_module(module)
     from fuzz.judge import judge

@@ -13,7 +13,7 @@ _NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj", "a
 
 def adapter(data: bytes) -> None:
     """The input is the JSON header; the file is as long as its extents say."""
-    from llgbm_pack.adapters import parse_adapter
+    from llgbm_pack.sources.adapter import parse_adapter
 
     head = len(data).to_bytes(8, "little") + data
     parse_adapter(head, len(head) + _extent(data), "x.safetensors", None, alpha=16.0)
@@ -32,7 +32,7 @@ def _extent(data: bytes) -> int:
 
 
 def adapter_config(data: bytes) -> None:
-    from llgbm_pack.adapter_config import load_config, parse_config
+    from llgbm_pack.sources.adapter_config import load_config, parse_config
 
     config = parse_config(load_config(data, "adapter_config.json"), "adapter_config.json")
     for name in _NAMES:
@@ -42,7 +42,7 @@ def adapter_config(data: bytes) -> None:
 
 
 def pattern(data: bytes) -> None:
-    from llgbm_pack.name_patterns import compile_pattern, matches
+    from llgbm_pack.sources.patterns import compile_pattern, matches
 
     compiled = compile_pattern(data.decode("utf-8", "replace"), "rank_pattern")
     for name in (*_NAMES, "a." * 128, "ab" * 128, ("layers.0." * 28)[:256]):
@@ -50,7 +50,7 @@ def pattern(data: bytes) -> None:
 
 
 def delta(data: bytes) -> None:
-    from llgbm_pack.delta_file import load_delta
+    from llgbm_pack.deltas.file import load_delta
 
     loaded = load_delta(put(data, "x.npy"))
     assert loaded.array.nbytes <= 2 * len(data)
@@ -65,8 +65,8 @@ def named_delta_manifest(data: bytes) -> None:
 
 
 def _entries(path: Path) -> None:
-    from llgbm_pack.delta_manifest import parse_entries, read_manifest
-    from llgbm_pack.delta_provenance import mixed_provenance
+    from llgbm_pack.deltas.manifest import parse_entries, read_manifest
+    from llgbm_pack.deltas.provenance import mixed_provenance
 
     entries = parse_entries(read_manifest(path), path)
     mixed_provenance(entries)
@@ -76,15 +76,15 @@ def _entries(path: Path) -> None:
 
 
 def texts(data: bytes) -> None:
-    from llgbm_pack.text_sources import read_text_file
-    from llgbm_pack.texts import choose_texts
+    from llgbm_pack.sources.text_files import read_text_file
+    from llgbm_pack.sources.texts import choose_texts
 
     found = read_text_file(put(data, "prompts.json"))
     assert choose_texts(found.texts, path="a", seed=0, limit=2)[0] == found.texts[0]
 
 
 def zoo_manifest(data: bytes) -> None:
-    from llgbm_pack.tasks import zoo_tasks
+    from llgbm_pack.sources.tasks import zoo_tasks
 
     paths = ["alpha/run_000", "alpha/run_001", "beta/run_000"]
     tasks = zoo_tasks(put(data, "zoo/manifest.json").parent, paths)
@@ -92,7 +92,7 @@ def zoo_manifest(data: bytes) -> None:
 
 
 def shard_record(data: bytes) -> None:
-    from llgbm_pack.shard_record import finished_record, record_path
+    from llgbm_pack.packing.shard_record import finished_record, record_path
 
     job = _job()
     path = record_path(scratch() / "out", job.name)
@@ -102,20 +102,20 @@ def shard_record(data: bytes) -> None:
 
 @cache
 def _job():
-    from llgbm_pack.jobs import ShardJob
+    from llgbm_pack.plan.values import ShardJob
 
     return ShardJob(name="train-000000.tar", split="train", samples=())
 
 
 def plan(data: bytes) -> None:
-    from llgbm_pack.begin import _read, _refuse_other
+    from llgbm_pack.packing.begin import _read, _refuse_other
 
     now = {"fingerprint": "now", "options": {"seed": 1}, "shards": {"a.tar": ["a/b"]}, "tokenizer": {}}
     _refuse_other(_read(put(data, "plan.json")), now, Path("out"))
 
 
 def lock(data: bytes) -> None:
-    from llgbm_pack.lock import _holder, _locked
+    from llgbm_pack.packing.lock import _holder, _locked
 
     fd = os.open(put(data, "lock"), os.O_RDONLY)
     try:
@@ -125,6 +125,6 @@ def lock(data: bytes) -> None:
 
 
 def skipped_list(data: bytes) -> None:
-    from llgbm_pack.repair_files import SKIPPED_NAME, skipped_checkpoints
+    from llgbm_pack.upkeep.repair_files import SKIPPED_NAME, skipped_checkpoints
 
     assert all(isinstance(path, str) for path in skipped_checkpoints(put(data, f"set/{SKIPPED_NAME}").parent))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llgbm_pack.cli import check_main, main
+from llgbm_pack.cli.commands import check_main, main
 
 
 def check(path: str) -> int:

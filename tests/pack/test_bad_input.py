@@ -104,7 +104,7 @@ def test_finished(zoo):
 
 
 def test_being_packed_by_another_process(zoo):
-    from llgbm_pack.lock import builder_lock
+    from llgbm_pack.packing.lock import builder_lock
 
     out = zoo.parent / "out"
     with builder_lock(out / ".pack"):

@@ -198,7 +198,7 @@ def _race(tiny, root, start, results):
 
 def test_twenty_races_of_two_builders_give_one_sound_set_each(tiny, reference, tmp_path):
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["llgbm_pack.build_set"])
+    processes.set_forkserver_preload(["llgbm_pack.packing.build"])
     start, results = processes.Barrier(2, timeout=60), processes.SimpleQueue()
     racers = [processes.Process(target=_race, args=(tiny, tmp_path, start, results)) for _ in range(2)]
     for racer in racers:

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from llgbm_pack.cli import main
-from llgbm_pack.sizes import human_bytes
+from llgbm_pack.cli.commands import main
+from llgbm_pack.cli.sizes import human_bytes
 from llgbm_shards import ShardSet
 from support.commands import SCRIPTS, command, here, run
 from support.tiny_zoo import write_adapter, write_deltas, write_zoo
@@ -61,7 +61,7 @@ def test_help_of_check_is_quick():
 
 
 def test_nothing_heavy_is_imported_for_the_command_line():
-    code = "import sys, llgbm_pack.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, llgbm_pack.cli.commands; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     heavy = {
         "torch",
@@ -80,7 +80,7 @@ def test_nothing_heavy_is_imported_for_the_command_line():
 def test_check_needs_no_torch(tiny):
     code = (
         "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from llgbm_pack.cli import check_main\ncheck_main()"
+        "from llgbm_pack.cli.commands import check_main\ncheck_main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tiny / "out", "-q"], check=False, capture_output=True, text=True

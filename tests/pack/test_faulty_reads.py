@@ -166,7 +166,7 @@ def fifo_put_there(monkeypatch):
 
 
 def _config(path):
-    from llgbm_pack.adapter_config import read_config
+    from llgbm_pack.sources.adapter_config import read_config
 
     return read_config(path)
 
@@ -178,25 +178,25 @@ def _head(path):
 
 
 def _delta(path):
-    from llgbm_pack.delta_file import load_delta
+    from llgbm_pack.deltas.file import load_delta
 
     return load_delta(path)
 
 
 def _manifest(path):
-    from llgbm_pack.delta_manifest import read_manifest
+    from llgbm_pack.deltas.manifest import read_manifest
 
     return read_manifest(path)
 
 
 def _text(path):
-    from llgbm_pack.text_sources import read_text_file
+    from llgbm_pack.sources.text_files import read_text_file
 
     return read_text_file(path)
 
 
 def _source(path):
-    from llgbm_pack.source import SourceReader
+    from llgbm_pack.sources.weights_file import SourceReader
 
     return SourceReader().read(path)
 
@@ -222,7 +222,7 @@ def test_a_fifo_that_is_put_there_in_between_is_not_waited_for(tmp_path, read, f
 
 
 def test_a_file_that_cannot_be_read_makes_no_two_checkpoints_one(tmp_path, monkeypatch):
-    from llgbm_pack.zoo import _equal_files
+    from llgbm_pack.sources.zoo import _equal_files
 
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode() * 1000)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llgbm_pack.tokenizer import LoraTokenizer2D
+from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
 
 HERE = Path(__file__).resolve()
 SMALL = HERE.parents[1] / "data" / "golden"

@@ -41,7 +41,7 @@ def test_overwrite_keeps_the_old_set_until_the_end(made, own, old):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_overwrite_swaps(made, own, old, exchange, monkeypatch):
     """On a file system without the exchange of two names, by two renames."""
-    from llgbm_pack import replace
+    from llgbm_pack.packing import overwrite as replace
 
     if not exchange:
         monkeypatch.setattr(replace, "_exchange", lambda new, out: False)
@@ -103,9 +103,9 @@ def test_a_build_that_overwrites_gives_no_running_reader_other_weights(own, veri
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_set_is_not_replaced_while_it_is_repaired(own, old, begun, monkeypatch):
     """Not even by a repair that begins right before the exchange."""
-    from llgbm_pack import replace
-    from llgbm_pack.lock import builder_lock
-    from llgbm_pack.replace import swap_in
+    from llgbm_pack.packing import overwrite as replace
+    from llgbm_pack.packing.lock import builder_lock
+    from llgbm_pack.packing.overwrite import swap_in
 
     build(options(own, own / "new", workers=1))
     if begun:
@@ -129,7 +129,7 @@ def test_a_set_is_not_replaced_while_it_is_repaired(own, old, begun, monkeypatch
 
 
 def test_a_swap_that_fails_leaves_no_lock(own, old, monkeypatch):
-    from llgbm_pack import replace
+    from llgbm_pack.packing import overwrite as replace
 
     def fail(new, out):
         raise OSError(5, "Input/output error")

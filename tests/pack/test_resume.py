@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from llgbm_pack import build
-from llgbm_pack import executor as executor_module
+from llgbm_pack.packing import pool as executor_module
 from llgbm_shards.errors import UsageError
 from support.commands import group_members, started, wait_until
 from support.tiny_zoo import tree
@@ -44,7 +44,7 @@ def kill_a_command(root, out, moment, kill):
 def kill_a_call(root, out, moment):
     """As above, of a builder that need not import torch first."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["llgbm_pack.build_set"])
+    processes.set_forkserver_preload(["llgbm_pack.packing.build"])
     process = processes.Process(target=_build_with_workers, args=(root, out))
     process.start()
     wait_until(lambda: moment() or not process.is_alive())
@@ -78,7 +78,7 @@ def _build_once(root, out):
 def test_many_kills_from_the_first_write_to_the_last(made, tmp_path):
     """One process each time, ready to build at once; some die in the plan, some in the commit."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["llgbm_pack.build_set"])
+    processes.set_forkserver_preload(["llgbm_pack.packing.build"])
     chance, kills, ends = random.Random(5), 0, 0
     while kills < 25:
         process = processes.Process(target=_build_once, args=(made, tmp_path / f"{ends}"))

@@ -38,7 +38,7 @@ def command(*args: object, program: str = "llgbm-pack") -> list[str]:
 
 def here(*args: object) -> Done:
     """Run ``llgbm-pack`` in this process."""
-    from llgbm_pack.cli import main
+    from llgbm_pack.cli.commands import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

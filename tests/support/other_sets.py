@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from llgbm_pack.replace import swap_in
+from llgbm_pack.packing.overwrite import swap_in
 from support.synthetic import SyntheticSet, write_set
 
 FIRST = "train-000000.tar"

@@ -8,7 +8,7 @@ import math
 import struct
 from pathlib import Path
 
-from llgbm_pack.adapters import Adapter, read_adapter
+from llgbm_pack.sources.adapter import Adapter, read_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
@@ -16,7 +16,7 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def nameless_base():
     """The demo's base model without a name: PEFT asks a hub about a named one while it saves."""
-    from llgbm_pack.demo import demo_base_model
+    from llgbm_pack.demo.make import demo_base_model
 
     model = demo_base_model()
     model.name_or_path = model.config._name_or_path = ""

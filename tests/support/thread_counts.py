@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from llgbm_pack import pool_worker
-from llgbm_pack.encode import BodyEncoder
-from llgbm_pack.jobs import ShardJob
+from llgbm_pack.packing import pool_worker
+from llgbm_pack.plan.values import ShardJob
+from llgbm_pack.tokenize.encode import BodyEncoder
 
 
 def pack_and_count(number: int, job: ShardJob) -> None:

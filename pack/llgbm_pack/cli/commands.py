@@ -1,0 +1,232 @@
+"""The command line: what is printed where, and with which exit code.
+
+stdout carries the result, stderr progress and messages. Exit codes: 0 done, 1 problems found, 2 usage, 3 could
+not do the work, 130 interrupted. Heavy imports happen inside the command that needs them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from llgbm_pack.cli.check import CheckArguments, check_options, run_check
+from llgbm_pack.cli.options import BuildArguments, Output, build_options, output_options, repair_options
+from llgbm_shards.credentials import without_credentials
+from llgbm_shards.errors import LlgbmError
+from llgbm_shards.printable import escape_unwritable, printable, printable_json
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class _Program(click.Group):
+    """A group that turns the project's errors into messages and exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        return _guarded(super().main, *args, **kwargs)
+
+
+class _Command(click.Command):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        return _guarded(super().main, *args, **kwargs)
+
+
+def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a click program; every error of the project ends in one message and its exit code."""
+    kwargs["standalone_mode"] = False
+    escape_unwritable(sys.stdout)
+    try:
+        code = run(*args, **kwargs)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        said = io.StringIO()
+        error.show(file=said)
+        click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        code = 130
+    except LlgbmError as error:
+        click.echo(printable(f"error: {error}"), err=True)
+        code = error.exit_code
+    except (BrokenPipeError, SystemExit):
+        # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 3
+    except (OSError, MemoryError) as error:
+        # 1 would say that something is not sound; this says nothing of it.
+        click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
+        code = 3
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _emit(output: Output, value: dict[str, Any], text: Callable[[], str]) -> None:
+    """Print a result in the format asked for."""
+    if output.format == "json":
+        click.echo(printable_json(value))
+    else:
+        click.echo(printable(text()))
+
+
+@click.group(cls=_Program, context_settings=_CONTEXT)
+@click.version_option(package_name="llgbm-pack", prog_name="llgbm-pack")
+def main() -> None:
+    """Pack LoRA teacher checkpoints, texts and deltas into shards once; check and inspect the shards."""
+
+
+@main.command("build")
+@output_options
+@build_options
+def build_command(arguments: BuildArguments, output: Output) -> int:
+    """Pack the checkpoints under ZOO into a shard set in OUT."""
+    from llgbm_pack.cli.progress import progress_for
+    from llgbm_pack.cli.render import render_pack, render_plan
+    from llgbm_pack.packing.build import build, plan_build
+
+    if arguments.dry_run:
+        plan = plan_build(arguments.options)
+        _emit(output, plan.to_json(), lambda: render_plan(plan, verbose=output.verbose))
+        return plan.exit_code
+    with progress_for(output) as progress:
+        report = build(arguments.options, progress=progress)
+    _emit(output, report.to_json(), lambda: render_pack(report, verbose=output.verbose))
+    return report.exit_code
+
+
+def _check(arguments: CheckArguments, output: Output) -> int:
+    from llgbm_pack.cli.render import render_check
+
+    checked = run_check(arguments)
+    _emit(output, checked.to_json(), lambda: render_check(checked, verbose=output.verbose))
+    return checked.exit_code
+
+
+@main.command("check")
+@output_options
+@check_options
+def check_command(arguments: CheckArguments, output: Output) -> int:
+    """Say whether the shard set in OUT is sound, and list everything that is not."""
+    return _check(arguments, output)
+
+
+@click.command("llgbm-check", cls=_Command, context_settings=_CONTEXT)
+@output_options
+@check_options
+def check_main(arguments: CheckArguments, output: Output) -> int:
+    """Say whether the shard set in OUT is sound, and list everything that is not."""
+    return _check(arguments, output)
+
+
+@main.command("repair")
+@repair_options
+@output_options
+def repair_command(output: Output, **values: Any) -> int:
+    """Put damaged and missing files of the set in OUT back, to the bit, from the sources it was packed from."""
+    from llgbm_pack.cli.render import render_repair
+    from llgbm_pack.upkeep.repair import repair
+    from llgbm_pack.upkeep.repair_options import RepairOptions
+
+    report = repair(RepairOptions(**values), say=output.say)
+    _emit(output, report.to_json(), lambda: render_repair(report))
+    return report.exit_code
+
+
+@main.command("inspect")
+@click.argument("out")
+@click.argument("key", required=False)
+@output_options
+def inspect_command(out: str, key: str | None, output: Output) -> int:
+    """Summarise the set in OUT, or show the sample KEY of it."""
+    from llgbm_pack.cli.render import render_sample, render_set
+    from llgbm_pack.look.inspect import describe_sample, describe_set
+
+    if key is None:
+        found = describe_set(out)
+        _emit(output, found, lambda: render_set(found))
+    else:
+        found = describe_sample(out, key)
+        _emit(output, found, lambda: render_sample(found))
+    return 0
+
+
+@main.command("export")
+@click.argument("out")
+@click.argument("key")
+@click.argument("dest")
+@output_options
+def export_command(out: str, key: str, dest: str, output: Output) -> int:
+    """Write the sample KEY of the set in OUT to DEST as an adapter that PEFT loads."""
+    from llgbm_pack.look.export import export_adapter
+
+    report = export_adapter(out, key, dest)
+    _emit(
+        output,
+        report.to_json(),
+        lambda: f"{report.key} -> {report.dest}: {report.modules} modules, rank {report.rank}",
+    )
+    return 0
+
+
+@main.command("stats")
+@click.argument("out")
+@click.option("-o", "file", required=True, metavar="FILE", help="safetensors file to write.")
+@click.option("--by-task", is_flag=True, help="Also for each task alone.")
+@output_options
+def stats_command(out: str, file: str, by_task: bool, output: Output) -> int:
+    """Write means, stds and criterion weights of the tokens of the set in OUT."""
+    from llgbm_pack.cli.render import render_stats
+    from llgbm_pack.look.stats import write_stats
+
+    report = write_stats(out, file, by_task=by_task)
+    _emit(output, report.to_json(), lambda: render_stats(report))
+    return 0
+
+
+@main.command("bench")
+@click.argument("out")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--step-ms", type=click.FloatRange(min=0.01), default=200.0, show_default=True, help="Step to feed."
+)
+@click.option("--readers", type=click.IntRange(min=1), default=4, show_default=True, help="Reader threads.")
+@click.option("--verify", type=click.Choice(["full", "off"]), default="full", show_default=True)
+@output_options
+def bench_command(
+    out: str, batch_size: int, device: str, step_ms: float, readers: int, verify: str, output: Output
+) -> int:
+    """Measure how fast the set in OUT can be streamed here, and what limits it."""
+    from llgbm_pack.cli.render import render_bench
+    from llgbm_pack.look.bench import bench_set
+
+    report = bench_set(
+        out, batch_size=batch_size, device=device, step_ms=step_ms, readers=readers, verify=verify
+    )
+    _emit(output, report.to_json(), lambda: render_bench(report))
+    return 0
+
+
+@main.command("demo")
+@click.argument("directory")
+@output_options
+def demo_command(directory: str, output: Output) -> int:
+    """Make a small real zoo with deltas and a text tokenizer in DIRECTORY (extra: demo)."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from llgbm_pack.demo.make import make_demo
+
+    report = make_demo(Path(directory), output.say)
+    _emit(
+        output,
+        asdict(report),
+        lambda: (
+            f"{report.num_checkpoints} checkpoints in {report.zoo}, {report.num_deltas} deltas in {report.deltas}, "
+            f"text tokenizer in {report.tokenizer} ({report.seconds:.1f} s)"
+        ),
+    )
+    return 0

@@ -1,0 +1,275 @@
+"""The delta cache: deltas by checkpoint path, written so that neither a crash nor a second writer loses any."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_pack.deltas.agree import are_equal
+from llgbm_pack.deltas.file import LoadedDelta, read_array
+from llgbm_pack.deltas.join import join_deltas
+from llgbm_pack.deltas.lag import LagCorrelation, delta_lag_correlation
+from llgbm_pack.deltas.manifest import (
+    MANIFEST,
+    NAMED_MANIFEST,
+    DeltaEntry,
+    adapter_id,
+    find_manifest,
+    inside,
+    parse_entries,
+    read_manifest,
+)
+from llgbm_pack.deltas.write import (
+    Files,
+    entry_info,
+    finite_vector,
+    locked,
+    replace,
+    unicode_path,
+)
+from llgbm_shards.arguments import local_path
+from llgbm_shards.errors import CheckpointError, UsageError
+
+__all__ = ["DeltaCache", "DeltaEntry", "LagCorrelation", "LoadedDelta", "delta_lag_correlation"]
+
+_BASE_FILE: Final = "base_activation.npy"
+
+
+class DeltaCache:
+    """A directory of deltas in either of the two forms users keep; a new one is made in the first form.
+
+    Args:
+        cache_dir: The directory. It need not exist before something is saved.
+
+    Raises:
+        UsageError: Not a path.
+    """
+
+    def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
+        self.cache_dir = local_path("cache_dir", cache_dir)
+        self._signature: tuple[object, ...] = ()
+        self._manifest: dict[str, Any] = {"adapters": {}}
+        self._entries: tuple[DeltaEntry, ...] = ()
+        self._by_path: dict[str, list[DeltaEntry]] = {}
+
+    def entries(self) -> tuple[DeltaEntry, ...]:
+        """All adapters in the manifest's order, read again when the manifest has changed; no delta is read.
+
+        Raises:
+            UsageError: The manifest is not one.
+            StorageError: It cannot be read.
+        """
+        path = find_manifest(self.cache_dir)
+        if path is None:
+            self._signature, self._manifest, self._entries, self._by_path = (), {"adapters": {}}, (), {}
+            return ()
+        stat = path.stat()
+        signature = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if signature != self._signature:
+            manifest = read_manifest(path)
+            self._entries = parse_entries(manifest, path)
+            self._by_path = {}
+            for entry in self._entries:
+                self._by_path.setdefault(entry.path, []).append(entry)
+            self._signature, self._manifest = signature, manifest
+        return self._entries
+
+    def get_delta(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
+        """The delta recorded for exactly this path string, None if there is none.
+
+        Returns:
+            (hidden,) float32.
+
+        Raises:
+            UsageError: Two adapters are recorded under this path.
+            CheckpointError: The delta is absent, damaged or not the one the manifest describes.
+        """
+        self.entries()
+        found = self._by_path.get(os.fspath(path), [])
+        if len(found) > 1:
+            raise _two_candidates(os.fspath(path), found)
+        return self._load(found[0]) if found else None
+
+    def get_delta_for_checkpoint(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
+        """The delta of a checkpoint that may have been moved: joined as in :mod:`llgbm_pack.deltas.join`, never by substring.
+
+        Of the checkpoint only its path is known here, not the zoo around it; joining a whole zoo at once knows more.
+
+        Returns:
+            (hidden,) float32, or None if none fits.
+
+        Raises:
+            UsageError: Two could be its own, and differ.
+            CheckpointError: The delta is absent, damaged or not the one the manifest describes.
+        """
+        name = Path(path).absolute().as_posix().lstrip("/")
+        result = join_deltas([name], zoo_root="/", entries=self.entries())
+        if result.ambiguous:
+            found = result.ambiguous[0]
+            if not are_equal(found, lambda entry: entry.load().array):
+                raise _two_candidates(os.fspath(path), found.entries)
+            return self._load(found.entries[0])
+        return self._load(result.matches[name].entry) if name in result.matches else self.get_delta(path)
+
+    def get_all_deltas(self) -> dict[str, NDArray[np.float32]]:
+        """All deltas by the path string they were recorded under; all of them are held in memory.
+
+        Raises:
+            UsageError: Two adapters are recorded under one path.
+            CheckpointError: A delta is absent, damaged or not the one the manifest describes.
+        """
+        entries = self.entries()
+        double = next((found for found in self._by_path.values() if len(found) > 1), None)
+        if double:
+            raise _two_candidates(double[0].path, double)
+        return {entry.path: self._load(entry) for entry in entries}
+
+    def get_base_activation(self) -> NDArray[np.float32] | None:
+        """The base model's activation, (hidden,) or (probes, hidden) float32; None if none was saved."""
+        self.entries()
+        file = self._base_file()
+        return read_array(file, dimensions=2)[0] if file.exists() else None
+
+    def save_delta(self, path: str | os.PathLike[str], delta: NDArray[Any], **fields: str) -> str:
+        """Save a delta under a path string, in place of one saved before; whenever it is cut short, one of them is there.
+
+        Args:
+            path: The checkpoint's path; the string is kept as it is.
+            delta: (hidden,) finite floats; kept as float32.
+            **fields: More fields of its manifest entry, such as ``task`` or ``source_digest``.
+
+        Returns:
+            Its key in the manifest.
+
+        Raises:
+            UsageError: Not a finite vector, or a path or field that JSON cannot hold; nothing was written.
+            StorageError: It cannot be written.
+        """
+        return self.save_deltas({os.fspath(path): delta}, **fields)[0]
+
+    def save_deltas(self, deltas: Mapping[str, NDArray[Any]], **fields: str) -> list[str]:
+        """Save many deltas with one rewriting of the manifest; as :meth:`save_delta` otherwise."""
+        arrays = {unicode_path(path): finite_vector(delta, path) for path, delta in deltas.items()}
+        homes: dict[str, Path] = {}
+        keys = self._save(arrays, homes, fields)
+        away = {path: arrays[path] for path, home in homes.items() if self._by_path[path][0].file != home}
+        if away:
+            # Users look for <id>.npy, which only now is no entry's file, and may be written to.
+            self._save(away, homes, fields)
+        return keys
+
+    def save_base_activation(self, activation: NDArray[Any]) -> None:
+        """Save the base model's activation, (hidden,) or (probes, hidden) finite floats; kept as float32."""
+        array = finite_vector(activation, "base activation", dimensions=2)
+
+        def change(manifest: dict[str, Any], named: bool) -> Files:
+            if named:
+                manifest.setdefault("base_activation_file", _BASE_FILE)
+            return {self._base_file(): array}
+
+        self._change(change)
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Record how the deltas were measured: ``base_model``, ``probes``, ``layer``, ``dtype`` and what else."""
+
+        def change(manifest: dict[str, Any], _named: bool) -> Files:
+            manifest["config"] = {**manifest.get("config", {}), **config}
+            return {}
+
+        self._change(change)
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says: count, width, norms, provenance, and whether there is a base activation."""
+        entries = self.entries()
+        norms = [entry.norm for entry in entries if entry.norm is not None]
+        return {
+            "num_deltas": len(entries),
+            "hidden_size": next((entry.width for entry in entries if entry.width), None),
+            "norm_mean": float(np.mean(norms)) if norms else None,
+            "norm_min": min(norms, default=None),
+            "norm_max": max(norms, default=None),
+            "base_model": entries[0].base_model if entries else "",
+            "has_base_activation": self._base_file().exists(),
+        }
+
+    def clear(self) -> None:
+        """Forget all deltas and the base activation, and delete their files; other files stay."""
+
+        def change(manifest: dict[str, Any], _named: bool) -> Files:
+            manifest["adapters"] = {}
+            return dict.fromkeys([*(entry.file for entry in self._entries), self._base_file()])
+
+        self._change(change)
+
+    def _load(self, entry: DeltaEntry) -> NDArray[np.float32]:
+        """The delta of an entry; of the new entry where a writer has put another in its place meanwhile."""
+        try:
+            return entry.load().array
+        except CheckpointError:
+            self.entries()
+            found = self._by_path.get(entry.path, [])
+            if len(found) != 1 or found[0] == entry:
+                raise
+            return found[0].load().array
+
+    def _base_file(self) -> Path:
+        name = self._manifest.get("base_activation_file") or _BASE_FILE
+        if not isinstance(name, str):
+            got = repr(name)[:80]
+            raise UsageError(
+                "base_activation_file is no name", where=str(self.cache_dir), expected="a string", got=got
+            )
+        return inside(self.cache_dir, name, where=str(self.cache_dir))
+
+    def _save(
+        self, arrays: Mapping[str, NDArray[np.float32]], homes: dict[str, Path], fields: Mapping[str, str]
+    ) -> list[str]:
+        """Save each delta in a file that no entry names: its home if it can be; notes the homes it finds out."""
+        keys: list[str] = []
+
+        def change(manifest: dict[str, Any], named: bool) -> Files:
+            files: dict[Path, NDArray[np.float32] | None] = {}
+            used = {entry.file for entry in self._entries}
+            for path, array in arrays.items():
+                old = self._only(path)
+                key = old.key if old else adapter_id(path)
+                home = homes.setdefault(path, old.file if old and named else self.cache_dir / f"{key}.npy")
+                file = home.with_stem(f"{home.stem}-{secrets.token_hex(4)}") if home in used else home
+                files |= {file: array, **({old.file: None} if old else {})}
+                old_info = manifest["adapters"].get(key, {})
+                info = entry_info(path, array, named=named, old=old_info, fields=fields)
+                if named or file != home:
+                    info["delta_file" if named else "file"] = file.relative_to(self.cache_dir).as_posix()
+                manifest["adapters"][key] = info
+                keys.append(key)
+            return files
+
+        self._change(change)
+        return keys
+
+    def _only(self, path: str) -> DeltaEntry | None:
+        found = self._by_path.get(path, [])
+        if len(found) > 1:
+            raise _two_candidates(path, found)
+        return found[0] if found else None
+
+    def _change(self, change: Callable[[dict[str, Any], bool], Files]) -> None:
+        """Read the manifest, change it and write it back, while no other process does."""
+        with locked(self.cache_dir):
+            self.entries()
+            path = find_manifest(self.cache_dir) or self.cache_dir / MANIFEST
+            manifest = {**self._manifest, "adapters": dict(self._manifest["adapters"])}
+            files = change(manifest, path.name == NAMED_MANIFEST)
+            replace(path, manifest, files)
+            self.entries()
+
+
+def _two_candidates(path: str, found: Iterable[DeltaEntry]) -> UsageError:
+    listed = ", ".join(f"{entry.key} ({entry.path})" for entry in found)
+    return UsageError("two deltas for one checkpoint", where=path, expected="one", got=listed)

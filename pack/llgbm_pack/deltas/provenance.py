@@ -1,0 +1,71 @@
+"""How deltas were measured, in words fit for a committed file; and that all of a set were measured alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from blake3 import blake3
+
+from llgbm_pack.sources.adapter_config import public_name
+
+if TYPE_CHECKING:
+    from llgbm_pack.deltas.manifest import DeltaEntry
+
+_NAMES: Final = {
+    "base_model": ("base_model", "base_model_name", "base_model_name_or_path", "model_name", "model"),
+    "probes": ("probes", "probe_texts", "probe_set", "num_probes"),
+    "layer": ("layer", "layer_idx", "layer_index"),
+    "dtype": ("dtype", "torch_dtype"),
+}
+_WORDS: Final = {"base_model": "base model", "probes": "set of probes", "layer": "layer", "dtype": "dtype"}
+
+
+def provenance(values: Mapping[str, Any]) -> dict[str, str]:
+    """Base model, probes, layer and dtype as a manifest, or an entry of it, gives them; empty where it does not.
+
+    Returns:
+        Probes that are a list by their count and digest, other lists as JSON, of a path its last component.
+    """
+    found = {field: first_text(values, names) for field, names in _NAMES.items()}
+    probes = _first(values, _NAMES["probes"])
+    if isinstance(probes, list):
+        joined = "\0".join(map(str, probes)).encode(errors="surrogatepass")
+        found["probes"] = f"{len(probes)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
+    return found
+
+
+def first_text(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The first of some fields that is there, as text without a path of the machine it comes from."""
+    value = _public(_first(values, names))
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def mixed_provenance(entries: Iterable[DeltaEntry]) -> dict[str, str]:
+    """What deltas differ in, and how many were measured in each way: such deltas are not comparable.
+
+    Probes of an adapter's own, as the second form of cache may have them, are no difference.
+    """
+    joined = list(entries)
+    found = {}
+    for field, words in _WORDS.items():
+        own = field == "probes"
+        counts = Counter(getattr(entry, field) for entry in joined if not (own and entry.probes_file))
+        if len(counts) > 1:
+            found[words] = ", ".join(
+                f"{value or '(unknown)'}: {count}" for value, count in counts.most_common()
+            )
+    return found
+
+
+def _public(value: Any) -> Any:
+    """A string may be a path of another machine, also within a list."""
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return value if isinstance(value, (int, float)) else public_name(value)
+
+
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((values[name] for name in names if values.get(name) not in (None, "", [], {})), "")

@@ -1,0 +1,137 @@
+"""Begin a build, or find that the unfinished one in OUT was begun with the same plan and go on with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
+from llgbm_pack.packing.own_files import refuse_link
+from llgbm_pack.packing.shard_record import PACK_DIRECTORY
+from llgbm_pack.plan.plan import Plan
+from llgbm_pack.tokenize.conditions import save_loaded
+from llgbm_shards.canonical import blake3_hex, dump_json, load_json
+from llgbm_shards.errors import HeaderError, PlanError
+from llgbm_shards.storage import read_file, remove_temporary, storage_errors, write_file
+
+PLAN_NAME: Final = "plan.json"
+_MAX_PLAN_BYTES: Final = 1 << 30
+_FEW: Final = 3
+
+
+def begin(plan: Plan) -> Any:
+    """Write the plan and the tokenizer; the caller holds the lock.
+
+    Returns:
+        The text tokenizer as its written files give it, loaded; None without one.
+
+    Raises:
+        PlanError: An unfinished build of another plan is here; says what differs.
+        StorageError: Something cannot be written.
+    """
+    out = plan.context.out
+    with storage_errors(out):
+        refuse_link(out / TOKENIZER_DIRECTORY)
+        for directory in (out, out / PACK_DIRECTORY):
+            remove_temporary(directory)
+    copy, tokenizer = _save_tokenizer(plan)
+    now = _description(plan, tokenizer)
+    path = out / PACK_DIRECTORY / PLAN_NAME
+    resumed = path.exists()
+    if resumed:
+        _refuse_other(_read(path), now, out)
+    else:
+        shutil.rmtree(
+            out / TOKENIZER_DIRECTORY, ignore_errors=True
+        )  # of a build that died before it had a plan
+    _place(tokenizer, out / TOKENIZER_DIRECTORY)
+    if not resumed:
+        write_file(path, dump_json(now))
+    return copy
+
+
+def _save_tokenizer(plan: Plan) -> tuple[Any, dict[str, bytes]]:
+    """The loaded copy, and path -> content of its files; saved elsewhere first, to be compared and to land whole."""
+    if plan.options.text_tokenizer is None:
+        return None, {}
+    with tempfile.TemporaryDirectory(prefix="llgbm-pack-") as temporary:
+        copy = save_loaded(plan.tokenizer, plan.options.text_tokenizer, Path(temporary))
+        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        return copy, {path.relative_to(temporary).as_posix(): read_file(path) for path in files}
+
+
+def _place(files: Mapping[str, bytes], directory: Path) -> None:
+    for name, data in files.items():
+        path = directory / name
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and read_file(path) == data:
+                continue
+        write_file(path, data)
+
+
+def _description(plan: Plan, tokenizer: Mapping[str, bytes]) -> dict[str, Any]:
+    options = plan.options
+    return {
+        "fingerprint": plan.fingerprint,
+        "options": {**options.content(), "map": [f"{old}={new}" for old, new in options.maps]},
+        "shards": {job.name: [sample.path for sample in job.samples] for job in plan.jobs},
+        "tokenizer": {name: blake3_hex(data) for name, data in tokenizer.items()},
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        began = load_json(read_file(path), where=PLAN_NAME, max_bytes=_MAX_PLAN_BYTES)
+    except HeaderError:
+        return {}
+    return began if isinstance(began, dict) else {}
+
+
+def _refuse_other(began: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    if all(began.get(name) == now[name] for name in ("fingerprint", "tokenizer")):
+        return
+    raise PlanError(
+        "an unfinished build of another plan is here",
+        where=str(out),
+        expected="the plan it was begun with",
+        got="; ".join(_differences(began, now)),
+        do=f"Run the command it was begun with on an unchanged zoo, or delete {out} to begin anew.",
+    )
+
+
+def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a user changed, in words."""
+    if not _tells(began):
+        return [f"a {PLAN_NAME} that cannot be read"]
+    was = began["options"]
+    found = [
+        f"{name.replace('_', ' ')} {value!r:.200} (was {was.get(name)!r:.200})"
+        for name, value in now["options"].items()
+        if value != was.get(name)
+    ]
+    before = {path for paths in began["shards"].values() for path in paths}
+    after = {path for paths in now["shards"].values() for path in paths}
+    found += [_few(after - before, "more to pack")] if after - before else []
+    found += [_few(before - after, "no longer to pack")] if before - after else []
+    found += ["another text tokenizer"] if began["tokenizer"] != now["tokenizer"] else []
+    return found or ["other shards"]
+
+
+def _tells(began: Mapping[str, Any]) -> bool:
+    """Whether it has what a difference is told from: the file may be damaged."""
+    if not all(isinstance(began.get(name), dict) for name in ("options", "shards", "tokenizer")):
+        return False
+    return all(
+        isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        for paths in began["shards"].values()
+    )
+
+
+def _few(paths: set[str], what: str) -> str:
+    shown: Sequence[str] = sorted(paths)[:_FEW]
+    rest = ", ..." if len(paths) > _FEW else ""
+    return f"{len(paths)} checkpoints {what} ({', '.join(shown):.600}{rest})"

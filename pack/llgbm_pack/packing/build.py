@@ -1,0 +1,258 @@
+"""build: from a zoo to a committed shard set. Interrupted and run again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from llgbm_pack.packing.begin import PLAN_NAME, begin
+from llgbm_pack.packing.commit import commit_set
+from llgbm_pack.packing.lock import builder_lock, refuse_locked
+from llgbm_pack.packing.overwrite import clear, refuse_foreign, replacement_directory, swap_in
+from llgbm_pack.packing.pool import run_jobs
+from llgbm_pack.packing.report import PackReport
+from llgbm_pack.packing.shard_record import PACK_DIRECTORY, ShardRecord, finished_record, load_record
+from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.plan import Plan, make_plan
+from llgbm_pack.plan.same_reason import grouped
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import ShardJob
+from llgbm_shards.arguments import require
+from llgbm_shards.errors import PlanError, UsageError
+from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.storage import fsync_directory, make_directory, remove_temporary, storage_errors
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What a build tells while it runs; all calls come from the calling thread."""
+
+    def planned(self, plan: Plan, done: int) -> None:
+        """The plan is made; ``done`` of its samples are already packed by an earlier run."""
+        ...
+
+    def advanced(self, samples: int, source_bytes: int) -> None:
+        """Totals of this run so far."""
+        ...
+
+
+class _Silent:
+    def planned(self, plan: Plan, done: int) -> None: ...
+
+    def advanced(self, samples: int, source_bytes: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Run:
+    """What this run did: samples found done, samples and source bytes packed, and the time that took."""
+
+    resumed: int = 0
+    samples: int = 0
+    source_bytes: int = 0
+    seconds: float = 0.0
+
+
+def build(options: PackOptions, *, progress: Progress | None = None) -> PackReport:
+    """Pack a zoo into a shard set.
+
+    Args:
+        options: What to pack, from where to where, and how.
+        progress: Told about the plan and the samples as they are packed.
+
+    Returns:
+        What was done. A checkpoint that cannot be packed is skipped and listed there.
+
+    Raises:
+        UsageError: The request as a whole cannot be done as asked; nothing was written.
+        StorageError: The output cannot be written or is locked; finished shards are kept.
+    """
+    start = time.monotonic()
+    progress = _Silent() if progress is None else progress
+    require(isinstance(progress, Progress), "progress", "planned() and advanced()", progress)
+    out = _place(options)
+    plan = make_plan(options, out)
+    if options.strict and (plan.skipped or plan.notes):  # Known before hours of packing.
+        return _report(plan, [], plan.skipped, "", _Run(), time.monotonic() - start)
+    with storage_errors(out):
+        make_directory(out)
+    with builder_lock(out / PACK_DIRECTORY):
+        _make_ready(options, out)
+        run = _pack(plan, progress)
+        records = [load_record(out, job) for job in plan.jobs]
+        skipped = sorted(_all_skipped(plan, records), key=lambda skip: skip.checkpoint)
+        digest = ""
+        if not (options.strict and (skipped or plan.notes or any(record.notes for record in records))):
+            _refuse_empty(options, records, skipped)
+            digest = commit_set(plan, records, skipped).digest
+            _finish(options, out)
+    return _report(plan, records, skipped, digest, run, time.monotonic() - start)
+
+
+def plan_build(options: PackOptions) -> Plan:
+    """The plan that :func:`build` would follow; nothing is written.
+
+    Raises:
+        UsageError: The build would be refused.
+        StorageError: The zoo cannot be read, or the output is locked.
+    """
+    return make_plan(options, _place(options))
+
+
+def _place(options: PackOptions) -> Path:
+    """Where the shards go; what can be refused now is refused now, for the plan may take long."""
+    require(isinstance(options, PackOptions), "options", "PackOptions", options)
+    refuse_foreign(options.out)
+    refuse_locked(options.out / PACK_DIRECTORY)
+    if options.overwrite:
+        out = replacement_directory(options.out)
+        refuse_locked(out / PACK_DIRECTORY)
+        return out
+    if (options.out / RECORD_NAME).exists():
+        if (options.out / PACK_DIRECTORY).exists():  # A build died in its last step, after the commit.
+            with builder_lock(options.out / PACK_DIRECTORY):
+                _refuse_finished(options.out)
+        raise _finished(options.out)
+    return options.out
+
+
+def _make_ready(options: PackOptions, out: Path) -> None:
+    """Look again, now that the lock is held."""
+    if not options.overwrite:
+        _refuse_finished(out)
+        return
+    with storage_errors(out):
+        if not (out / PACK_DIRECTORY / PLAN_NAME).exists():
+            clear(out)
+        (out / RECORD_NAME).unlink(missing_ok=True)
+
+
+def _refuse_finished(out: Path) -> None:
+    if (out / RECORD_NAME).exists():
+        shutil.rmtree(out / PACK_DIRECTORY, ignore_errors=True)  # A finished set has none.
+        raise _finished(out)
+
+
+def _finished(out: Path) -> UsageError:
+    return UsageError(
+        "this set is finished", where=str(out), do="Choose another OUT, or replace it with --overwrite."
+    )
+
+
+def _finish(options: PackOptions, out: Path) -> None:
+    """The set is committed: put it in its place, remove what was kept to resume it. The lock is still held."""
+    if options.overwrite:
+        swap_in(out, options.out)
+    with storage_errors(options.out):
+        shutil.rmtree(options.out / PACK_DIRECTORY, ignore_errors=True)
+        fsync_directory(options.out)
+
+
+def _pack(plan: Plan, progress: Progress) -> _Run:
+    """Pack the shards that are not finished yet."""
+    out = plan.context.out
+    tokenizer = begin(plan)
+    pending = [job for job in plan.jobs if finished_record(out, job) is None]
+    run = _Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
+    progress.planned(plan, run.resumed)
+    start = time.monotonic()
+
+    def advanced(samples: int, source_bytes: int) -> None:
+        run.samples, run.source_bytes = samples, source_bytes
+        progress.advanced(samples, source_bytes)
+
+    with _no_leftovers(out):
+        run_jobs(
+            plan.context,
+            pending,
+            workers=plan.options.worker_count,
+            on_progress=advanced,
+            tokenizer=tokenizer,
+        )
+    run.seconds = time.monotonic() - start
+    return run
+
+
+@contextlib.contextmanager
+def _no_leftovers(out: Path) -> Iterator[None]:
+    """Whatever ends the packing, unfinished files do not stay."""
+    try:
+        yield
+    finally:
+        # The output itself may be gone: that is another error.
+        with storage_errors(out), contextlib.suppress(FileNotFoundError):
+            remove_temporary(out)
+            remove_temporary(out / PACK_DIRECTORY)
+
+
+def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
+    if not any(record.rows for record in records):
+        rows = grouped((skip.checkpoint, skip.reason) for skip in skipped)
+        raise PlanError(
+            f"none of {len(skipped)} checkpoints could be packed",
+            where=str(options.zoo),
+            got="\n  " + "\n  ".join(rows),
+        )
+
+
+def _all_skipped(plan: Plan, records: Sequence[ShardRecord]) -> Iterator[Skip]:
+    yield from plan.skipped
+    for record in records:
+        yield from record.skipped
+
+
+def _report(
+    plan: Plan,
+    records: Sequence[ShardRecord],
+    skipped: Sequence[Skip],
+    digest: str,
+    run: _Run,
+    seconds: float,
+) -> PackReport:
+    matched_by: Counter[str] = Counter()
+    for record in records:
+        matched_by.update(record.matched_by)
+    splits: Counter[str] = Counter()
+    for job, record in zip(
+        plan.jobs, records, strict=False
+    ):  # --strict may have ended it before the first record
+        splits[job.split] += len(record.rows)
+    return PackReport(
+        out=str(plan.options.out),
+        committed=bool(digest),
+        digest=digest,
+        found=plan.found,
+        excluded=plan.excluded,
+        ignored=plan.ignored,
+        packed=splits.total(),
+        splits=dict(splits),
+        resumed=run.resumed,
+        skipped=tuple(skipped),
+        notes=(*plan.notes, *(note for record in records for note in record.notes)),
+        shards=sum(bool(record.rows) for record in records),
+        set_bytes=sum(record.size for record in records),
+        source_bytes=run.source_bytes,
+        num_tokens=plan.context.layout.num_tokens,
+        matched_by=dict(sorted(matched_by.items())),
+        text_sources=plan.text_sources,
+        fallbacks=sum(record.fallbacks for record in records),
+        duplicates=_duplicates(plan.jobs, records),
+        seconds=seconds,
+        packing_seconds=run.seconds,
+    )
+
+
+def _duplicates(jobs: Sequence[ShardJob], records: Sequence[ShardRecord]) -> tuple[tuple[str, ...], ...]:
+    """Groups of checkpoints whose weights files have one digest."""
+    weights = {str(sample.weights): sample.path for job in jobs for sample in job.samples}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for source in record.inputs:
+            if source.path in weights and source.digest:
+                groups[source.digest].append(weights[source.path])
+    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))

@@ -1,0 +1,88 @@
+"""Pack one shard, start to finish; the same code runs in the builder's own process and in worker processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llgbm_pack.packing.checkpoint import Packer
+from llgbm_pack.packing.shard_record import ShardRecord, record_path
+from llgbm_pack.packing.shard_writer import PackedSample, write_shard
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob
+from llgbm_shards.errors import CheckpointError
+from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.storage import storage_errors
+
+#: Called after each checkpoint with the bytes its weights file had (0 when it was skipped).
+OnSample = Callable[[int], None]
+
+
+class ShardPacker:
+    """Packs shards one after another with one set of buffers."""
+
+    def __init__(self, context: PackContext, on_sample: OnSample, tokenizer: Any = None) -> None:
+        self._context = context
+        self._packer = Packer(context, tokenizer)
+        self._on_sample = on_sample
+
+    def pack(self, job: ShardJob) -> None:
+        """Write the shard and then its record.
+
+        Raises:
+            StorageError: The output cannot be written; nothing partial is left.
+        """
+        out = self._context.out
+        # Should this shard be packed again because an input changed, its old record must not outlive its bytes.
+        with storage_errors(out / job.name):
+            record_path(out, job.name).unlink(missing_ok=True)
+        run = _Run(self._packer, job, self._on_sample)
+        expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["body"]
+        shard = write_shard(out / job.name, run.samples(), expected_bytes=expected)
+        if shard is None:
+            with storage_errors(out / job.name):
+                (out / job.name).unlink(missing_ok=True)
+        ShardRecord(
+            name=job.name,
+            split=job.split,
+            plan=job.digest(),
+            size=shard.size if shard else 0,
+            digest=shard.digest if shard else "",
+            rows=tuple({**row, "split": job.split} for row in shard.rows) if shard else (),
+            skipped=tuple(run.skipped),
+            notes=tuple(run.notes),
+            inputs=tuple(run.inputs),
+            matched_by=dict(run.matched_by),
+            fallbacks=run.fallbacks,
+        ).save(out)
+
+
+class _Run:
+    """What packing the samples of one shard leaves behind besides their bytes."""
+
+    def __init__(self, packer: Packer, job: ShardJob, on_sample: OnSample) -> None:
+        self._packer, self._job, self._on_sample = packer, job, on_sample
+        self.skipped: list[Skip] = []
+        self.notes: list[Note] = []
+        self.inputs: list[InputFile] = []
+        self.matched_by: Counter[str] = Counter()
+        self.fallbacks = 0
+
+    def samples(self) -> Iterator[PackedSample]:
+        """Pack one checkpoint after another; a faulty one is skipped and never stops the others."""
+        for planned in self._job.samples:
+            try:
+                packed = self._packer.pack(planned)
+            except CheckpointError as error:
+                self.skipped.append(Skip(planned.path, str(error)))
+                self.inputs += [InputFile.unread(path) for path in planned.files]
+                self._on_sample(0)
+                continue
+            yield packed.sample
+            self.notes += packed.notes
+            self.inputs += packed.inputs
+            self.fallbacks += packed.fallbacks
+            if planned.matched_by:
+                self.matched_by[planned.matched_by] += 1
+            self._on_sample(packed.inputs[0].size)

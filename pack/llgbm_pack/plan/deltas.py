@@ -1,0 +1,158 @@
+"""Join the teachers with the delta cache at plan time; every delta is read and verified here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+from llgbm_pack.deltas.cache import DeltaCache
+from llgbm_pack.deltas.join import Match, join_deltas
+from llgbm_pack.deltas.lag import LagCorrelation
+from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
+from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.survey import Skip, Teacher
+from llgbm_pack.plan.values import Note
+from llgbm_shards.errors import CheckpointError, PlanError
+
+
+@dataclass(slots=True)
+class DeltaPlan:
+    """The joined deltas.
+
+    Attributes:
+        matches: Checkpoint path -> its delta.
+        width: Hidden width of the set's deltas; 0 packs none.
+        skipped: Checkpoints left out for want of a delta or for a fault of theirs.
+        notes: Warnings.
+    """
+
+    matches: dict[str, Match] = field(default_factory=dict)
+    width: int = 0
+    skipped: list[Skip] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+
+def refusal(directory: Path) -> Refusal:
+    """How a build refuses deltas."""
+    return Refusal(
+        kind=PlanError,
+        where=str(directory),
+        maps="--map OLD=NEW",
+        apart="Pack one set for each, with --include or with separate delta caches.",
+    )
+
+
+def plan_deltas(
+    teachers: Sequence[Teacher], every_path: Sequence[str], tasks: Mapping[str, str], options: PackOptions
+) -> DeltaPlan:
+    """Find and verify the delta of each teacher.
+
+    Args:
+        teachers: The checkpoints to pack, as far as is known.
+        every_path: Paths of all checkpoints of the zoo, packed or not: each claims its own delta, so that a
+            checkpoint that is left out does not leave its delta to a namesake.
+        tasks: The zoo's own tasks, by path.
+        options: What is asked for.
+
+    Raises:
+        PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
+            a delta that contradicts itself or its task, or deltas that were not measured alike; lists all of it.
+    """
+    plan = DeltaPlan()
+    if options.deltas is None:
+        return plan
+    entries = _entries(options.deltas)
+    wanted = {teacher.path for teacher in teachers}
+    paths = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
+    joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps)
+    refuse = refusal(options.deltas)
+    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
+    _apply_missing_policy(settled.missing, plan, options)
+    refuse_mixed(settled.matches, refuse)
+    plan.matches = _verified(settled.matches, entries, plan, refuse)
+    plan.notes += _stale(teachers, plan.matches)
+    return plan
+
+
+def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
+    if find_manifest(directory) is None:
+        raise PlanError(
+            "no delta cache",
+            where=str(directory),
+            expected="manifest.json or delta_manifest.json",
+            do="Name the directory of the delta cache with --deltas, or leave --deltas out.",
+        )
+    return DeltaCache(directory).entries()
+
+
+def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: PackOptions) -> None:
+    if missing and options.missing_delta == "error":
+        raise PlanError(
+            f"{len(missing)} checkpoints have no delta",
+            where=str(options.deltas),
+            got="\n  " + "\n  ".join(missing),
+            do="\nCompute them, or say --missing-delta skip (leave these out) or zeros (pack zeros, has_delta false).",
+        )
+    if options.missing_delta == "skip":
+        plan.skipped += [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in missing]
+
+
+def _verified(
+    matches: Mapping[str, Match], entries: Sequence[DeltaEntry], plan: DeltaPlan, refuse: Refusal
+) -> dict[str, Match]:
+    """Load every joined delta, in manifest order; faults skip their checkpoint."""
+    owner = {match.entry.key: path for path, match in matches.items()}
+    widths: dict[str, int] = {}
+    lag = LagCorrelation()
+    for entry in entries:
+        path = owner.get(entry.key)
+        if path is None:
+            continue
+        try:
+            loaded = entry.load()
+        except CheckpointError as error:
+            plan.skipped.append(Skip(path, str(error)))
+            continue
+        widths[path] = len(loaded.array)
+        lag.add(loaded.array)
+        if loaded.note:
+            plan.notes.append(Note(checkpoint=path, what=f"delta {loaded.note}"))
+    plan.width = _common_width(widths, refuse)
+    for path, width in widths.items():
+        if width != plan.width:
+            reason = f"delta of another width than most of the set: expected {plan.width}, got {width}"
+            plan.skipped.append(Skip(path, reason))
+    if lag.suspicious:
+        plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
+    return {path: match for path, match in matches.items() if widths.get(path) == plan.width}
+
+
+def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
+    if not widths:
+        raise PlanError(
+            "no delta belongs to any checkpoint of the zoo",
+            where=refuse.where,
+            do="Check --deltas; rewrite its paths with --map OLD=NEW; or leave --deltas out.",
+        )
+    return common_width(widths, refuse)
+
+
+def _lag_warning(lag: LagCorrelation) -> str:
+    return (
+        f"consecutive deltas of the cache correlate at {lag.value:.2f} ({lag.pairs} pairs): the mark of adapters "
+        "injected into an already adapted base model; compute the deltas again with a fresh base for each adapter"
+    )
+
+
+def _stale(teachers: Sequence[Teacher], matches: Mapping[str, Match]) -> list[Note]:
+    notes = []
+    for teacher in teachers:
+        match = matches.get(teacher.path)
+        if match and teacher.weights.stat().st_mtime_ns > match.entry.file.stat().st_mtime_ns:
+            notes.append(
+                Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
+            )
+    return notes

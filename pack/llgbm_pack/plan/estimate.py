@@ -1,0 +1,59 @@
+"""How many bytes a set will have: exact but for texts and json, which are estimated from their characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llgbm_pack.plan.values import PackContext
+from llgbm_pack.sources.texts import Text
+from llgbm_shards import ustar
+from llgbm_shards.sample import fixed_sizes
+
+#: Bytes of text per token id, between small vocabularies (2) and large ones (4.5).
+_BYTES_PER_ID: Final = 3
+#: Bytes of a texts member's header per form; of a json less texts and modules; of one text's and one module's braces,
+#: names and numbers there.
+_FORM_BYTES, _JSON_BYTES, _TEXT_BYTES, _MODULE_BYTES = 160, 1200, 25, 40
+
+
+@dataclass(frozen=True, slots=True)
+class TextSize:
+    """What is kept of a checkpoint's texts for the estimate: a plan of 100,000 checkpoints must not hold them all."""
+
+    source: str
+    texts: int
+    prompt_bytes: int
+    answer_bytes: int
+
+    @classmethod
+    def of(cls, source: str, texts: Iterable[Text]) -> TextSize:
+        """Measure the texts of one checkpoint."""
+        sizes = [(len(text.prompt.encode()), len(text.answer.encode())) for text in texts]
+        return cls(source, len(sizes), sum(size for size, _ in sizes), sum(size for _, size in sizes))
+
+
+def estimate_bytes(context: PackContext, texts: Iterable[TextSize], shards: int) -> int:
+    """Bytes of all shards."""
+    sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
+    names = sum(len(module.name) for module in context.layout.modules)
+    sizes["json"] = _JSON_BYTES + names + _MODULE_BYTES * len(context.layout.modules)
+    total = shards * len(ustar.END)
+    for found in texts:
+        own = {
+            **sizes,
+            "texts": _texts_member(context, found),
+            "json": sizes["json"] + found.prompt_bytes + found.answer_bytes + _TEXT_BYTES * found.texts,
+        }
+        total += sum(ustar.BLOCK + ustar.padded(own[field]) for field in context.members)
+    return total
+
+
+def _texts_member(context: PackContext, found: TextSize) -> int:
+    total = 0
+    for form in context.conditions.forms if context.conditions else ():
+        prompt = found.prompt_bytes if form != "answer" else 0
+        answer = found.answer_bytes if form != "prompt" else 0
+        total += _FORM_BYTES + 4 * (prompt + answer) // _BYTES_PER_ID + 8 * (found.texts + 1)
+    return total

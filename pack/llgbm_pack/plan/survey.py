@@ -1,0 +1,108 @@
+"""The survey: every candidate's header and config read, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.same_reason import grouped
+from llgbm_pack.sources.adapter import Adapter, read_adapter
+from llgbm_pack.sources.zoo import Candidate
+from llgbm_shards.errors import CheckpointError, HeaderError, PlanError, StorageError
+
+#: Module name -> (in, out), sorted by name: what two checkpoints must share to be in one set.
+Shapes = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A checkpoint that is not packed. ``fault`` is False when a policy asked for it."""
+
+    checkpoint: str
+    reason: str
+    fault: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What the survey keeps of a checkpoint; shapes are shared between equal checkpoints.
+
+    Attributes:
+        path: POSIX path relative to the zoo.
+        weights: The safetensors file.
+        config: adapter_config.json, or None.
+        dtype: Source dtype.
+        rank: Largest rank of its modules.
+        shapes: Widths of its modules.
+        base_model: As the config names it, "" when unknown.
+    """
+
+    path: str
+    weights: Path
+    config: Path | None
+    dtype: str
+    rank: int
+    shapes: Shapes
+    base_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Teachers that can be packed as far as their headers tell, and those that cannot."""
+
+    teachers: tuple[Teacher, ...]
+    skipped: tuple[Skip, ...]
+
+
+def survey(candidates: Iterable[Candidate], options: PackOptions) -> Survey:
+    """Read headers and configs of all candidates; a fault of one skips that one."""
+    shapes: dict[Shapes, Shapes] = {}
+    teachers, skipped = [], []
+    for candidate in candidates:
+        try:
+            adapter = read_adapter(candidate.weights, candidate.config, alpha=options.alpha)
+        except (CheckpointError, HeaderError, StorageError) as error:
+            skipped.append(Skip(candidate.path, str(error)))
+            continue
+        found = adapter_shapes(adapter)
+        teachers.append(
+            Teacher(
+                path=candidate.path,
+                weights=candidate.weights,
+                config=candidate.config,
+                dtype=adapter.dtype,
+                rank=adapter.rank,
+                shapes=shapes.setdefault(found, found),
+                base_model=adapter.base_model,
+            )
+        )
+    return Survey(tuple(teachers), tuple(skipped))
+
+
+def adapter_shapes(adapter: Adapter) -> Shapes:
+    """The module table of one adapter as a value."""
+    return tuple(sorted((name, pair.in_features, pair.out_features) for name, pair in adapter.pairs.items()))
+
+
+def nothing_to_pack(zoo: Path, skipped: Sequence[Skip], excluded: int) -> PlanError:
+    """Why there is no plan; ``excluded`` counts what --include, --exclude and --limit left out."""
+    if excluded and not skipped:
+        return PlanError(
+            "no checkpoint is left to pack",
+            where=str(zoo),
+            got=f"{excluded} are excluded",
+            do="Globs match the path relative to the zoo: look at --include and --exclude.",
+        )
+    if not skipped:
+        return PlanError(
+            "no checkpoint found",
+            where=str(zoo),
+            expected="directories with adapter_config.json and adapter_model.safetensors",
+            do="Name the directory that holds the checkpoints.",
+        )
+    rows = grouped((skip.checkpoint, skip.reason) for skip in skipped)
+    return PlanError(
+        f"none of {len(skipped)} checkpoints can be packed", where=str(zoo), got="\n  " + "\n  ".join(rows)
+    )

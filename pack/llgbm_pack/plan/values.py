@@ -1,0 +1,180 @@
+"""What the planner hands to the workers: plain values that cross process borders."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_shards.canonical import blake3_hex, dump_json
+from llgbm_shards.layout import Layout
+from llgbm_shards.storage import read_at_most
+from llgbm_shards.texts import ConditionSpec
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedSample:
+    """One checkpoint as the plan sees it.
+
+    Attributes:
+        path: POSIX path relative to the zoo.
+        key: Key of its members.
+        task: Its resolved task.
+        base_model: As its config names it, "" when unknown.
+        weights: The safetensors file.
+        config: adapter_config.json, or None.
+        zoo_task: The task the zoo's own manifest names, which text files may be called after; or "".
+        delta: Its entry in the delta cache, None when it has none (or the set has none).
+        matched_by: How that entry was found: ``exact``, ``relative``, ``tail`` or ``name``; "" without one.
+        text_files: Files its texts come from; none when its name is its text.
+    """
+
+    path: str
+    key: str
+    task: str
+    base_model: str
+    weights: Path
+    config: Path | None
+    zoo_task: str
+    delta: DeltaEntry | None
+    matched_by: str
+    text_files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file it is made of."""
+        joined = (self.config, self.delta.file if self.delta else None)
+        return (self.weights, *self.text_files, *(path for path in joined if path is not None))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One shard to pack.
+
+    Attributes:
+        name: Its file name.
+        split: ``train`` or ``val``.
+        samples: What goes into it, in order.
+        context: Digest of the context it is packed in, so that a change there is a change of the job.
+    """
+
+    name: str
+    split: str
+    samples: tuple[PlannedSample, ...]
+    context: str = ""
+
+    def digest(self) -> str:
+        """Digest of everything the plan decided for this shard; another decision means packing it again."""
+        return blake3_hex(dump_json(_plain(asdict(self))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackContext:
+    """What all jobs of a build share.
+
+    Attributes:
+        zoo: Root of the zoo.
+        out: Directory the shards go to.
+        layout: Layout of the set.
+        members: Member fields of every sample, in member order.
+        cast: Sources are cast to the layout's dtype first.
+        alpha: lora_alpha of checkpoints without a config.
+        texts: Directory of text files by dataset, or None.
+        max_texts: Texts kept of a checkpoint; None keeps all.
+        seed: Seeds the choice of texts.
+        conditions: How texts are tokenized; None packs no text ids.
+        delta_width: Hidden width of the deltas, 0 when the set has none.
+    """
+
+    zoo: Path
+    out: Path
+    layout: Layout
+    members: tuple[str, ...]
+    cast: bool
+    alpha: float | None
+    texts: Path | None
+    max_texts: int | None
+    seed: int
+    conditions: ConditionSpec | None
+    delta_width: int
+
+    def digest(self) -> str:
+        """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""
+        places = ("zoo", "out", "texts")
+        return blake3_hex(
+            dump_json({key: value for key, value in _plain(asdict(self)).items() if key not in places})
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputFile:
+    """State of an input when it was packed, so that a resumed build notices an edit.
+
+    Attributes:
+        path: Where it lies.
+        size: Bytes; -1 when there was no such file.
+        mtime_ns: Modification time in ns; -1 without a file.
+        digest: BLAKE3-256, hex; "" when it was not read whole.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+
+    @classmethod
+    def unread(cls, path: Path) -> InputFile:
+        """The state of a file of a checkpoint that was skipped: mended, it is worth another try."""
+        try:
+            status = path.stat()
+        except OSError:
+            return cls(path=str(path), size=-1, mtime_ns=-1, digest="")
+        return cls(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, digest="")
+
+    def holds(self) -> bool:
+        """Whether the file is still the one that was packed: same size and mtime, or else same digest."""
+        path = Path(self.path)
+        try:
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns):
+                return True
+            return status.st_size == self.size and blake3_hex(read_at_most(path, self.size)) == self.digest
+        except (OSError, ValueError):  # ValueError: a NUL in the path; no such file can be.
+            return self.size < 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """Something worth a line in the report that did not stop a checkpoint from being packed."""
+
+    checkpoint: str
+    what: str
+
+
+def from_row(kind: type[T], row: dict[str, Any]) -> T:
+    """A flat dataclass from its JSON row.
+
+    Raises:
+        KeyError: A field is missing.
+        TypeError: The row is none, or a field is of another type.
+    """
+    for field in fields(kind):
+        if (
+            type(row[field.name]).__name__ != field.type
+        ):  # The annotation's text, for that is what is kept here.
+            raise TypeError(f"{field.name} is not of type {field.type}")
+    return kind(**{field.name: row[field.name] for field in fields(kind)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,290 @@
+"""Text2Qwen25LoRA_DeltaDataset: a raw zoo as a torch dataset of tokens, conditions and deltas."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llgbm_pack.plan.options import FORMS, pairs_option
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas, Maps
+from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch
+from llgbm_pack.raw.weights import own_tokenizer, tokenize_file
+from llgbm_pack.raw.zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
+from llgbm_pack.tokenize.conditions import form_text
+from llgbm_shards.arguments import (
+    MOST_COUNT,
+    MOST_WORKERS,
+    is_one_of,
+    is_text,
+    local_path,
+    require,
+    whole_number,
+)
+from llgbm_shards.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 3
+#: Ids of a condition at most: no model reads more, and each item has memory for all of them.
+_MOST_IDS = 1 << 24
+
+
+class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the name users know
+    """Checkpoints of a zoo with their deltas. Works with adapters of any base model.
+
+    At construction headers, texts and deltas are read and verified, no weights; what cannot be used is in
+    ``skipped`` and counted in a warning of ``logging``. Deltas are not kept in memory.
+
+    Args:
+        checkpoint_folder: The zoo, in any layout that ``llgbm-pack build`` reads.
+        lora_tokenizer: ``LoraTokenizer2D``, or anything whose ``tokenize(weights)`` gives (tokens, scales).
+            With ours, checkpoints that do not fit the layout of most are skipped, as in a build.
+        text_tokenizer: A transformers tokenizer. One without padding pads with its end-of-text token here.
+        delta_cache: A ``DeltaCache`` or its directory.
+        max_text_length: Ids of a condition.
+        condition_type: ``prompt`` or ``prompt_answer`` (or ``answer``); without an answer it is the prompt.
+        require_delta: True leaves out checkpoints without a delta; False gives them zeros and ``has_delta`` False.
+        texts: Directory of text files by dataset, for zoos that keep texts apart.
+        joiner: Between prompt and answer.
+        maps: (old, new) prefixes to rewrite in the cache's paths.
+        columns: Some of ``task`` and ``checkpoint``, for each item what the index of a packed set says there.
+
+    Attributes:
+        checkpoint_paths: All checkpoints found, in natural order.
+        valid_checkpoints: Those in the dataset; item ``i`` is ``valid_checkpoints[i]``.
+        skipped: Those that are not, with reasons.
+        conditions: Per path string ``{"prompts": [first], "answers": [first] or []}``.
+        all_deltas: Delta arrays by path string, read when looked up.
+
+    Raises:
+        UsageError: An argument cannot be used; the zoo shares no layout; a checkpoint has two deltas.
+        StorageError: The zoo or the cache cannot be read.
+    """
+
+    def __init__(
+        self,
+        checkpoint_folder: str | os.PathLike[str],
+        lora_tokenizer: Any,
+        text_tokenizer: Any,
+        delta_cache: Any,
+        max_text_length: int = 512,
+        condition_type: str = "prompt",
+        *,
+        require_delta: bool = True,
+        texts: str | os.PathLike[str] | None = None,
+        joiner: str = "\n",
+        maps: Maps = (),
+        columns: Sequence[str] = (),
+    ) -> None:
+        require(is_one_of(condition_type, FORMS), "condition_type", ", ".join(FORMS), condition_type)
+        has_tokenize = callable(getattr(lora_tokenizer, "tokenize", None))
+        require(has_tokenize, "lora_tokenizer", "an object with tokenize(weights)", lora_tokenizer)
+        require(callable(text_tokenizer), "text_tokenizer", "a transformers tokenizer", text_tokenizer)
+        require(isinstance(require_delta, bool), "require_delta", "True or False", require_delta)
+        require(is_text(joiner), "joiner", "text", joiner)
+        self.checkpoint_folder = local_path("checkpoint_folder", checkpoint_folder)
+        self.lora_tokenizer = lora_tokenizer
+        self.text_tokenizer = _padding(text_tokenizer)
+        self.delta_cache = delta_cache
+        self.max_text_length = whole_number("max_text_length", max_text_length, 1, _MOST_IDS)
+        self.condition_type = condition_type
+        self.joiner = joiner
+        self.columns = checked_columns(columns)
+        zoo = read_zoo(
+            self.checkpoint_folder,
+            DeltaSource(delta_cache),
+            own_tokenizer(lora_tokenizer),
+            require_delta=require_delta,
+            texts=None if texts is None else local_path("texts", texts),
+            tasks="task" in self.columns,
+            maps=pairs_option(maps),
+        )
+        self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
+        self.checkpoint_paths = zoo.found
+        self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
+        self.skipped: list[Skip] = zoo.skipped
+        self.conditions = {str(checkpoint.place): _condition(checkpoint) for checkpoint in zoo.checkpoints}
+        self.all_deltas = LazyDeltas(
+            zoo.deltas.source,
+            {str(found.place): found.delta for found in zoo.checkpoints if found.delta is not None},
+        )
+        self._tell()
+
+    def __len__(self) -> int:
+        return len(self._checkpoints)
+
+    def __getitem__(self, idx: SupportsIndex) -> dict[str, Any]:
+        """One checkpoint.
+
+        Returns:
+            tokens (N, H, W) float32; scales (N, 2) float32, as many columns as a foreign tokenizer gives, those of its
+            tokens' frame when it gives none, absent without a frame; condition_ids and attention_mask
+            (max_text_length,) int64; delta (hidden,) float32; has_delta () bool; checkpoint_path and the columns,
+            each a str.
+
+        Raises:
+            CheckpointError: The checkpoint or its delta has changed and cannot be used any more.
+            StorageError: It cannot be read.
+        """
+        checkpoint = self._checkpoints[item_number(idx)]
+        tokens, scales = tokenize_file(
+            checkpoint.weights, self.lora_tokenizer, self._layout, where=checkpoint.path
+        )
+        ids, mask = self._encode_text(checkpoint)
+        joined = checkpoint.delta
+        return {
+            "tokens": tokens,
+            **({} if scales is None else {"scales": scales}),
+            "condition_ids": ids,
+            "attention_mask": mask,
+            "delta": self._deltas.zeros() if joined is None else self._deltas.source.tensor(joined),
+            "has_delta": torch.tensor(joined is not None),
+            "checkpoint_path": str(checkpoint.place),
+            **{name: checkpoint.column(name) for name in self.columns},
+        }
+
+    def get_checkpoint_path(self, idx: SupportsIndex) -> str:
+        """Path of an item, as in its ``checkpoint_path``; no file is read."""
+        return str(self.valid_checkpoints[item_number(idx)])
+
+    def has_delta(self, idx: SupportsIndex) -> bool:
+        """Whether an item has a delta; no file is read."""
+        return self._checkpoints[item_number(idx)].delta is not None
+
+    @staticmethod
+    def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Stacks the tensors of samples and lists their columns.
+
+        ``checkpoint_path`` is left out, so that all values go to a device where no columns are asked for.
+
+        Raises:
+            UsageError: Not a batch of samples, or tensors of different shapes.
+        """
+        require_batch(batch, Mapping)
+        return collate_items(
+            [
+                {key: value for key, value in sample.items() if isinstance(value, Tensor) or key in COLUMNS}
+                for sample in batch
+            ]
+        )
+
+    def _encode_text(self, checkpoint: RawCheckpoint) -> tuple[Tensor, Tensor]:
+        encoded = self.text_tokenizer(
+            form_text(checkpoint.text, self.condition_type, self.joiner),
+            max_length=self.max_text_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return condition_tensors(encoded)
+
+    def _tell(self) -> None:
+        if self.skipped:
+            shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in self.skipped[:_SHOWN])
+            counts = len(self), len(self.checkpoint_paths), len(self.skipped)
+            _LOG.warning("%d of %d checkpoints are used, %d skipped (see .skipped): %s", *counts, shown)
+        zeros = sum(checkpoint.delta is None for checkpoint in self._checkpoints)
+        if zeros:
+            _LOG.warning("%d of %d checkpoints have no delta: zeros, has_delta False", zeros, len(self))
+
+
+def create_dataloader(
+    checkpoint_folder: str | os.PathLike[str],
+    lora_tokenizer: Any,
+    text_tokenizer: Any,
+    delta_cache: Any,
+    batch_size: int = 8,
+    num_workers: int = 4,
+    shuffle: bool = True,
+    condition_type: str = "prompt",
+    max_text_length: int = 512,
+    *,
+    require_delta: bool = True,
+    texts: str | os.PathLike[str] | None = None,
+    joiner: str = "\n",
+    maps: Maps = (),
+    columns: Sequence[str] = (),
+) -> DataLoader[dict[str, Any]]:
+    """A DataLoader over :class:`Text2Qwen25LoRA_DeltaDataset`, whose other arguments it takes.
+
+    Args:
+        checkpoint_folder: The zoo.
+        lora_tokenizer: Tokenizer of LoRA weights.
+        text_tokenizer: Tokenizer of texts.
+        delta_cache: The deltas.
+        batch_size: Rows of a batch.
+        num_workers: Worker processes, 0 to 1,024.
+        shuffle: Whether to shuffle.
+        condition_type: ``prompt`` or ``prompt_answer``.
+        max_text_length: Ids of a condition.
+        require_delta: See the dataset.
+        texts: See the dataset.
+        joiner: See the dataset.
+        maps: See the dataset.
+        columns: See the dataset.
+
+    Returns:
+        A loader of batches: tokens (B, N, H, W) and scales (B, N, 2) float32, condition_ids and attention_mask (B, L)
+        int64, delta (B, hidden) float32, has_delta (B,) bool; the columns, lists of str. Memory is pinned where there
+        is a CUDA device.
+
+    Raises:
+        UsageError: As the dataset; or no checkpoint can be used, and why not.
+        StorageError: As the dataset.
+    """
+    rows = whole_number("batch_size", batch_size, 1, MOST_COUNT)
+    workers = whole_number("num_workers", num_workers, 0, MOST_WORKERS)
+    require(isinstance(shuffle, bool), "shuffle", "True or False", shuffle)
+    dataset = Text2Qwen25LoRA_DeltaDataset(
+        checkpoint_folder,
+        lora_tokenizer,
+        text_tokenizer,
+        delta_cache,
+        max_text_length,
+        condition_type,
+        require_delta=require_delta,
+        texts=texts,
+        joiner=joiner,
+        maps=maps,
+        columns=columns,
+    )
+    if not len(dataset):
+        reasons = [f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped]
+        raise UsageError(
+            "no checkpoint can be used", where=str(checkpoint_folder), got="; ".join(reasons) or "none found"
+        )
+    return DataLoader(
+        dataset,
+        batch_size=rows,
+        shuffle=shuffle,
+        num_workers=workers,
+        collate_fn=dataset.collate_fn,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _condition(checkpoint: RawCheckpoint) -> dict[str, list[str]]:
+    prompt, answer = checkpoint.text
+    return {"prompts": [prompt], "answers": [answer] if answer else []}
+
+
+def _padding(text_tokenizer: Any) -> Any:
+    """The tokenizer; a copy that pads with its end-of-text token when it has no padding, as a build does it."""
+    if getattr(text_tokenizer, "pad_token_id", 0) is not None:
+        return text_tokenizer
+    if getattr(text_tokenizer, "eos_token", None) is None:
+        raise UsageError(
+            "the text tokenizer has no padding token",
+            where="text_tokenizer",
+            expected="a pad_token, or an eos_token to pad with",
+        )
+    padded = copy.deepcopy(text_tokenizer)
+    padded.pad_token = padded.eos_token
+    return padded

@@ -1,0 +1,211 @@
+"""Deltas for the raw datasets: joined once, verified once, then read one at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+from llgbm_pack.deltas.cache import DeltaCache
+from llgbm_pack.deltas.join import join_deltas
+from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_shards.arguments import require
+from llgbm_shards.errors import CheckpointError, UsageError
+
+Maps = Sequence[tuple[str, str]]
+
+_LOG = logging.getLogger(__name__)
+_REFUSAL: Final = Refusal(
+    kind=UsageError,
+    where="delta_cache",
+    maps="maps=[(old, new)]",
+    apart="Use one folder of checkpoints, or one cache, for each.",
+)
+
+
+class DeltaSource:
+    """A delta cache to read from.
+
+    Args:
+        cache: A ``DeltaCache``, its directory, or any object whose ``get_all_deltas()`` gives arrays by path.
+
+    Raises:
+        UsageError: It is none of these, or has no manifest it can be read by.
+        StorageError: It cannot be read.
+    """
+
+    def __init__(self, cache: object) -> None:
+        opened = DeltaCache(cache) if isinstance(cache, (str, os.PathLike)) else cache
+        self._arrays: dict[str, NDArray[Any]] | None = None
+        self._cache = opened if isinstance(opened, DeltaCache) else None
+        if isinstance(opened, DeltaCache):
+            self.entries = opened.entries()
+            return
+        if not hasattr(opened, "get_all_deltas"):
+            raise UsageError(
+                "not a delta cache",
+                where="delta_cache",
+                expected="a DeltaCache or its directory",
+                got=repr(cache)[:80],
+            )
+        arrays = opened.get_all_deltas()
+        require(isinstance(arrays, Mapping), "delta_cache.get_all_deltas()", "arrays by path", arrays)
+        self._arrays = {os.fspath(path): delta for path, delta in arrays.items()}
+        self.entries = tuple(
+            DeltaEntry(key=path, name="", path=path, file=Path(path)) for path in self._arrays
+        )
+
+    def load(self, entry: DeltaEntry) -> NDArray[np.float32]:
+        """One delta, (hidden,) float32.
+
+        Raises:
+            CheckpointError: It is absent, damaged or not the one the manifest describes.
+        """
+        if self._arrays is None:
+            return entry.load().array
+        return _as_array(self._arrays[entry.path], entry.path)
+
+    def tensor(self, entry: DeltaEntry) -> Tensor:
+        """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
+        return torch.tensor(self.load(entry))
+
+    def own_width(self) -> int:
+        """The width of the cache's deltas, whomever they belong to; 0 when it knows none.
+
+        Raises:
+            CheckpointError: The base activation, asked for want of a delta, is damaged.
+        """
+        for entry in self.entries:
+            if entry.width:
+                return entry.width
+            try:
+                return len(self.load(entry))
+            except CheckpointError:
+                continue  # its owner, if it has one, is told why
+        base = self._cache.get_base_activation() if self._cache else None
+        return 0 if base is None else base.shape[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinedDeltas:
+    """Which delta belongs to which checkpoint.
+
+    Attributes:
+        source: Where the deltas are.
+        entries: The delta of each checkpoint that has a sound one, by its path.
+        faults: Why the delta of a checkpoint cannot be used, by its path.
+        width: Width of the deltas; 0 when neither they nor the cache tell.
+    """
+
+    source: DeltaSource
+    entries: dict[str, DeltaEntry]
+    faults: dict[str, str]
+    width: int
+
+    def why_none(self, path: str) -> str:
+        """Why a checkpoint has no delta."""
+        return self.faults.get(path, "no delta in the cache")
+
+    def zeros(self) -> Tensor:
+        """What stands for a missing delta, (hidden,) float32.
+
+        Raises:
+            UsageError: The width is not known.
+        """
+        if not self.width:
+            raise UsageError(
+                "the width of a missing delta is not known",
+                where="delta_cache",
+                expected="a delta or a base activation in the cache",
+                got="neither",
+                do="Compute the deltas first, or leave out checkpoints without one (require_delta=True).",
+            )
+        return torch.zeros(self.width)
+
+
+def join_verified(
+    source: DeltaSource,
+    checkpoints: Sequence[str],
+    *,
+    zoo_root: str | os.PathLike[str],
+    wanted: Sequence[str] | None = None,
+    maps: Maps = (),
+) -> JoinedDeltas:
+    """Join checkpoints with deltas as a build does, and read each joined delta once to verify it; none is kept.
+
+    Args:
+        source: The deltas.
+        checkpoints: Paths relative to ``zoo_root``, each once: all that are known of, for each claims its own delta.
+        zoo_root: The zoo.
+        wanted: Those to find deltas for; all by default.
+        maps: (old, new) prefixes to rewrite in the cache's paths.
+
+    Raises:
+        UsageError: A checkpoint with two candidates, a delta that contradicts itself or its task, deltas that were not
+            measured alike, or no width that most of them share.
+    """
+    joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
+    settled = settle(joined, set(checkpoints if wanted is None else wanted), source.load, _REFUSAL)
+    for path, what in settled.notes:
+        _LOG.warning("%s: %s", path, what)
+    matches = settled.matches
+    refuse_mixed(matches, _REFUSAL)
+    widths: dict[str, int] = {}
+    faults: dict[str, str] = {}
+    for path, match in matches.items():
+        try:
+            widths[path] = len(source.load(match.entry))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    width = common_width(widths, _REFUSAL) or source.own_width()
+    for path, own in widths.items():
+        if own != width:
+            faults[path] = f"delta of another width than most: expected {width}, got {own}"
+    sound = {path: match.entry for path, match in matches.items() if path not in faults}
+    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width)
+
+
+class LazyDeltas(Mapping[str, NDArray[np.float32]]):
+    """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
+
+    def __init__(self, source: DeltaSource, entries: Mapping[str, DeltaEntry]) -> None:
+        self._source = source
+        self._entries = dict(entries)
+
+    def __getitem__(self, path: str) -> NDArray[np.float32]:
+        return self._source.load(self._entries[path])
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._entries  # Mapping's own would read the file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _as_array(delta: object, path: str) -> NDArray[np.float32]:
+    """What a foreign cache holds for a path, as an array of its own."""
+    values = delta.detach().float().cpu().numpy() if isinstance(delta, Tensor) else delta
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        got = type(delta).__name__
+        raise CheckpointError(
+            "not a delta", where=path, expected="(hidden,) finite floats", got=got
+        ) from error
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        got = f"shape {array.shape}, {array.size - np.isfinite(array).sum()} not finite"
+        raise CheckpointError("not a delta", where=path, expected="(hidden,) finite floats", got=got)
+    return array

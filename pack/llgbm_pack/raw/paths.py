@@ -1,0 +1,255 @@
+"""Which checkpoint each item of a foreign dataset is: asked of the dataset, without reading its items if possible."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
+
+from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_pack.deltas.paths import checkpoint_parts
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
+from llgbm_pack.raw.lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
+from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
+from llgbm_shards.arguments import require
+from llgbm_shards.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+_METHOD: Final = "get_checkpoint_path"
+#: So many items are read for their paths at most.
+_MOST_READ: Final = 10_000
+#: A path may name the weights file in place of the checkpoint.
+_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
+#: A checkpoint that is one file is called by its path without this.
+_SUFFIX: Final = ".safetensors"
+#: Of (tokens, condition, checkpoint_path).
+_PLACE: Final = 2
+
+
+class ItemDeltas:
+    """The deltas of a base dataset's items.
+
+    Paths come from the base dataset's ``get_checkpoint_path(idx)``, ``valid_checkpoints``, ``checkpoint_paths``,
+    ``checkpoints`` or ``samples``; a list counts when it is as long as the dataset, or when ``real_length`` tells how
+    many of its entries are repeated (see :func:`~llgbm_pack.raw.lists.listed_items`). Torch's ``Subset`` and
+    ``ConcatDataset`` are asked for those of their parts. Only when it has none of them its items are read, all of them,
+    when a path is first needed, and at most 10,000. An item that carries a path of its own must be of the checkpoint
+    that is listed for it: so each item that is read proves the list and its repetition.
+
+    Args:
+        base: The base dataset.
+        source: The deltas.
+
+    Raises:
+        UsageError: The base dataset has no length or no items, or its paths cannot be told but by reading more than
+            10,000 items.
+    """
+
+    def __init__(self, base: Any, source: DeltaSource) -> None:
+        _require_items(base)
+        self._base = base
+        self._source = source
+        self._paths: ItemPaths | None = known_paths(base)
+        if self._paths is None:
+            _refuse_to_read(base)
+        self._joined: JoinedDeltas | None = None
+        self._plain: dict[str, str] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether the paths are known without reading items."""
+        return self._paths is not None
+
+    @property
+    def paths(self) -> ItemPaths:
+        """Path of each item; None where it has none.
+
+        Raises:
+            UsageError: Neither the dataset nor its items tell.
+        """
+        if self._paths is None:
+            self._paths = read_paths(self._base)
+        return self._paths
+
+    @property
+    def joined(self) -> JoinedDeltas:
+        """The joined deltas, by :func:`plain_path` as it was when they were joined.
+
+        Raises:
+            UsageError: As :func:`~llgbm_pack.raw.deltas.join_verified`.
+        """
+        if self._joined is None:
+            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
+            self._joined = join_verified(
+                self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
+            )
+        return self._joined
+
+    def entry(self, idx: int) -> DeltaEntry | None:
+        """The delta of an item, None when it has none."""
+        path = self.paths[idx]
+        return self.entry_of(path) if path else None
+
+    def entry_of(self, path: str) -> DeltaEntry | None:
+        """The delta of a path of :attr:`paths`, None when it has none."""
+        return self.joined.entries.get(self._plain[path])
+
+    def all_entries(self) -> dict[str, DeltaEntry]:
+        """The delta of each path that has one."""
+        found = {path: self.entry_of(path) for path in self.paths.distinct()}
+        return {path: entry for path, entry in found.items() if entry is not None}
+
+    def having(self) -> ChosenIndices:
+        """Indices of the items that have a delta."""
+        return ChosenIndices(self.paths, set(self.all_entries()).__contains__)
+
+    def refuse_another(self, idx: int, item: Any) -> None:
+        """See that an item is of the checkpoint that the base dataset lists for it.
+
+        Raises:
+            UsageError: It says that it is of another: by position it would get that one's delta.
+        """
+        own, listed = path_in(item), self.paths[idx]
+        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self._plain):
+            return
+        if not same_checkpoint(own, listed):
+            raise UsageError(
+                "an item of the base dataset is of another checkpoint than it lists",
+                where=f"item {idx} of {type(self._base).__name__}",
+                expected=listed,
+                got=own,
+                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items: entry i for item i, "
+                f"or i % {REPEATED} where it has that.",
+            )
+
+    def missing(self) -> list[Skip]:
+        """Items without a delta, by path (``item N`` without one), with the reason; repetitions are not listed."""
+        rows: list[Skip] = []
+        for idx, path in self.paths.first_round():
+            if self.entry(idx) is None:
+                plain = self._plain[path] if path else ""
+                reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
+                rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
+        return rows
+
+
+class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
+    """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
+
+    def __init__(self, deltas: ItemDeltas, indices: ChosenIndices) -> None:
+        self._deltas = deltas
+        self._indices = indices
+
+    def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
+        if idx not in self._indices:
+            raise KeyError(idx)
+        entry = self._deltas.entry(idx)
+        return None if entry is None else self._deltas.joined.source.load(entry)
+
+    def __contains__(self, idx: object) -> bool:
+        return idx in self._indices  # Mapping's own would read the file
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def _require_items(base: object) -> None:
+    """Raises UsageError when a base dataset has no items to be asked for by number."""
+    right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
+    require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
+
+
+def known_paths(base: Any) -> ItemPaths | None:
+    """Paths of all items as the dataset itself tells them, None when it does not.
+
+    Raises:
+        UsageError: It contradicts itself.
+    """
+    if isinstance(base, Subset):
+        whole = known_paths(base.dataset)
+        return None if whole is None else ItemPaths.one_each([whole[idx] for idx in base.indices])
+    if isinstance(base, ConcatDataset):
+        parts = [known_paths(part) for part in base.datasets]
+        told = [part for part in parts if part is not None]
+        cycles = [cycle for part in told for cycle in part.cycles]
+        return ItemPaths(cycles) if len(told) == len(parts) else None
+    if callable(getattr(base, _METHOD, None)):
+        return ItemPaths.one_each([path_of(base.get_checkpoint_path(idx)) for idx in range(len(base))])
+    cycle = listed_items(base)
+    return None if cycle is None else ItemPaths([cycle])
+
+
+def _refuse_to_read(base: Any) -> None:
+    if len(base) > _MOST_READ:
+        raise UsageError(
+            "the base dataset does not tell its checkpoints, and has too many items to read them for their paths",
+            where=type(base).__name__,
+            expected=f"a list of checkpoints, or at most {_MOST_READ} items",
+            got=describe_lists(base),
+            do="Give it an attribute checkpoints: the path of each item; or, where item i is checkpoints[i % real_length], "
+            f"the real_length paths that it repeats, and {REPEATED}. Or give it a {_METHOD}(idx).",
+        )
+
+
+def read_paths(base: Any) -> ItemPaths:
+    """Paths of all items from the items themselves; the first tells whether they have any.
+
+    Raises:
+        UsageError: They do not.
+    """
+    count = len(base)
+    if count and path_in(base[0]) is None:
+        raise UsageError(
+            "the base dataset does not tell its checkpoints",
+            where=type(base).__name__,
+            expected=f"{_METHOD}(idx), a list {', '.join(LISTS[1:])}, or (tokens, condition, path) items",
+            got="none of them",
+        )
+    _LOG.warning(
+        "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
+    )
+    return ItemPaths.one_each([path_in(base[idx]) for idx in range(count)])
+
+
+def path_in(item: Any) -> str | None:
+    """The path in an item: a key of a map, or the third of a tuple."""
+    if isinstance(item, (tuple, list)):
+        return path_of(item[_PLACE]) if len(item) > _PLACE else None
+    return path_of(item)
+
+
+def same_checkpoint(one: str, other: str) -> bool:
+    """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
+    if one == other:
+        return True
+    short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
+    if short and long[-len(short) :] == short:
+        return True
+    return os.path.realpath(plain_path(one)) == os.path.realpath(plain_path(other))
+
+
+def _surely_a_path(item: Any, own: str) -> bool:
+    """Whether the string found in an item cannot well be an answer, or the file of an image."""
+    if isinstance(item, Mapping):
+        return any(item.get(key) for key in OWN_KEYS)
+    return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
+
+
+def plain_path(path: str) -> str:
+    """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
+    pure, here = PurePath(os.path.normpath(path)), Path.cwd()
+    if pure.name in _FILES:
+        pure = pure.parent
+    elif pure.suffix == _SUFFIX:
+        pure = pure.with_suffix("")
+    return str(pure.relative_to(here) if pure.is_relative_to(here) else pure)

@@ -1,0 +1,205 @@
+"""What foreign tokenizers and datasets hand out, as tensors; and batches of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llgbm_pack.raw.frame import scales_in_frame
+from llgbm_shards.arguments import require, whole_number
+from llgbm_shards.errors import UsageError
+
+#: Keys of a text tokenizer's output.
+_IDS, _MASK = "input_ids", "attention_mask"
+
+
+def as_tensor(value: object, where: str) -> Tensor:
+    """A tensor without its gradient; an array as a tensor of its dtype, on its memory where that can be written to.
+
+    Raises:
+        UsageError: It is neither, or an array of no dtype that torch has.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()  # a worker that is to send a gradient hangs
+    if not isinstance(value, np.ndarray):
+        raise UsageError(
+            "not a tensor", where=where, expected="a torch tensor or a numpy array", got=type(value).__name__
+        )
+    native = value.astype(value.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except TypeError as error:
+        raise UsageError("array of a dtype that torch has not", where=where, got=f"{value.dtype}") from error
+
+
+def item_number(idx: object) -> int:
+    """The number of an item as a list takes it; out of range it is an IndexError there.
+
+    Raises:
+        UsageError: No number.
+    """
+    return whole_number("idx", idx)
+
+
+def require_batch(batch: object, kind: type | tuple[type, ...]) -> None:
+    """Refuse what is not a list of one or more items of a kind.
+
+    Raises:
+        UsageError: It is not.
+    """
+    right = isinstance(batch, list | tuple) and len(batch) > 0 and all(isinstance(one, kind) for one in batch)
+    require(right, "batch", "a list of one or more items of the dataset", batch)
+
+
+def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
+    """Tokens and scales of what a LoRA tokenizer's ``tokenize`` returned.
+
+    Args:
+        result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
+
+    Returns:
+        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
+        None where they have no frame either.
+
+    Raises:
+        UsageError: Of another form.
+    """
+    parts = tuple(result) if isinstance(result, (tuple, list)) else (result, None)
+    if len(parts) != 2:
+        raise UsageError("not tokens and scales", where="lora_tokenizer.tokenize", got=f"{len(parts)} values")
+    tokens = as_tensor(parts[0], "tokens of lora_tokenizer").float()
+    if tokens.ndim != 3:
+        raise UsageError(
+            "tokens of another shape",
+            where="lora_tokenizer.tokenize",
+            expected="(N, H, W)",
+            got=f"{tuple(tokens.shape)}",
+        )
+    if parts[1] is None:
+        return tokens, scales_in_frame(tokens)
+    scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
+    if scales.ndim != 2 or len(scales) != len(tokens):
+        raise UsageError(
+            "scales of another shape",
+            where="lora_tokenizer.tokenize",
+            expected=f"({len(tokens)}, 2) or ({len(tokens)}, 4)",
+            got=f"{tuple(scales.shape)}",
+        )
+    return tokens, scales
+
+
+def condition_tensors(encoded: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of one text, from a text tokenizer's output.
+
+    Args:
+        encoded: With ``input_ids`` and ``attention_mask``: tensors, arrays or lists, (L,) or (1, L).
+
+    Returns:
+        (L,) int64 each.
+
+    Raises:
+        UsageError: Of another form.
+    """
+    if not is_tokenizer_output(encoded) or _MASK not in encoded:
+        raise UsageError(
+            "not a text tokenizer's output",
+            where="text_tokenizer",
+            expected="input_ids and attention_mask",
+            got=", ".join(map(str, encoded)) if isinstance(encoded, Mapping) else type(encoded).__name__,
+        )
+    ids, mask = (_one_row(encoded[name], name) for name in (_IDS, _MASK))
+    if ids.shape != mask.shape:
+        shapes = f"{tuple(ids.shape)} and {tuple(mask.shape)}"
+        raise UsageError("ids and mask of different lengths", where="text_tokenizer", got=shapes)
+    return ids, mask
+
+
+def is_tokenizer_output(value: object) -> bool:
+    """Whether a value is what text tokenizers return: a map with ``input_ids``."""
+    return isinstance(value, Mapping) and _IDS in value
+
+
+def collate_values(values: Sequence[Any], where: str) -> Any:
+    """One value of each item of a batch: tensors and arrays stacked, maps by key, tokenizer outputs too, others listed.
+
+    Tokenizer outputs are stacked as they are: (L,) of one text to (B, L), (K, L) of K texts to (B, K, L), K = 1 too.
+
+    Raises:
+        UsageError: Tensors of different shapes, or maps of different keys.
+    """
+    first = values[0]
+    if isinstance(first, (Tensor, np.ndarray)):
+        return stack([as_tensor(value, where) for value in values], where)
+    if is_tokenizer_output(first):
+        keys = _common_keys(values, where)
+        return {key: stack([_encoded(value[key], key) for value in values], key) for key in keys}
+    if isinstance(first, Mapping):
+        return collate_items(values, where)
+    return list(values)
+
+
+def collate_items(items: Sequence[Mapping[str, Any]], where: str = "batch") -> dict[str, Any]:
+    """Items of a batch that are maps: one map of collated values.
+
+    Raises:
+        UsageError: They have different keys, or tensors of different shapes.
+    """
+    keys = _common_keys(items, where)
+    return {key: collate_values([item[key] for item in items], str(key)) for key in keys}
+
+
+def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
+    """Tensors stacked along a new first dimension.
+
+    Raises:
+        UsageError: They have different shapes.
+    """
+    shapes = dict.fromkeys(tuple(tensor.shape) for tensor in tensors)
+    if len(shapes) > 1:
+        raise UsageError(
+            "shapes differ within one batch",
+            where=where,
+            got=" and ".join(map(str, list(shapes)[:4])),
+            do="Batch only equal shapes: pad texts to max_length, keep adapters of one layout together.",
+        )
+    return torch.stack(list(tensors))
+
+
+def _common_keys(items: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    keys = list(items[0])
+    for item in items:
+        if set(item) != set(keys):
+            odd = ", ".join(map(str, sorted(set(item) ^ set(keys), key=str)))
+            raise UsageError("items of different keys in one batch", where=where, got=f"not in all: {odd}")
+    return keys
+
+
+def _one_row(value: object, name: str) -> Tensor:
+    row = _encoded(value, name)
+    row = row.squeeze(0) if row.ndim == 2 and row.shape[0] == 1 else row
+    if row.ndim != 1:
+        raise UsageError("not the ids of one text", where=name, expected="(L,)", got=f"{tuple(row.shape)}")
+    return row
+
+
+def _encoded(value: object, name: str) -> Tensor:
+    """A value of a text tokenizer's output: int64, but what has fractions beside ids and mask is left as it is."""
+    tensor = _of_lists(value, name) if isinstance(value, (list, tuple)) else as_tensor(value, name)
+    return tensor if tensor.is_floating_point() and name not in (_IDS, _MASK) else tensor.long()
+
+
+def _of_lists(value: Sequence[Any], name: str) -> Tensor:
+    try:
+        return torch.tensor(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "lists that are no tensor",
+            where=name,
+            expected="numbers, as many for each text",
+            got=str(error),
+            do='Tokenize with padding="max_length" and truncation=True.',
+        ) from error

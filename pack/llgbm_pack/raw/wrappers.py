@@ -1,0 +1,277 @@
+"""Wrappers that add deltas to a dataset that users already have."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llgbm_pack.deltas.cache import DeltaCache
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas
+from llgbm_pack.raw.items import DeltaSample, collate_tuples, tokens_and_condition
+from llgbm_pack.raw.paths import DeltaMap, ItemDeltas
+from llgbm_pack.raw.repeats import ChosenIndices, PathMap
+from llgbm_pack.raw.values import collate_items, item_number, require_batch
+from llgbm_shards.arguments import is_number, require
+from llgbm_shards.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 3
+
+
+class DeltaAugmentedDataset(Dataset[DeltaSample]):
+    """Adds deltas to a dataset of (tokens, condition, ...) tuples, or of maps with these keys.
+
+    The base dataset's items are not read at construction. Where it does not tell the paths of its checkpoints (see
+    :class:`llgbm_pack.raw.paths.ItemDeltas`) they are read through once, when the first length or item is asked for.
+
+    Args:
+        base_dataset: The dataset.
+        delta_cache: A ``DeltaCache`` or its directory.
+        require_delta: True leaves out items without a delta; False gives them zeros.
+
+    Raises:
+        UsageError: The cache cannot be used; a checkpoint has two deltas; the width of zeros is not known.
+        StorageError: The cache cannot be read.
+    """
+
+    def __init__(self, base_dataset: Any, delta_cache: Any, require_delta: bool = True) -> None:
+        require(isinstance(require_delta, bool), "require_delta", "True or False", require_delta)
+        self.base_dataset = base_dataset
+        self.delta_cache = delta_cache
+        self.require_delta = require_delta
+        self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache))
+        self._indices: ChosenIndices | None = None
+        self._missing: list[Skip] = []
+        if self._deltas.known:
+            self._find()
+
+    @property
+    def valid_indices(self) -> ChosenIndices:
+        """Item ``i`` is item ``valid_indices[i]`` of the base dataset."""
+        return self._find()
+
+    @property
+    def delta_map(self) -> DeltaMap:
+        """Delta arrays by index in the base dataset, read when looked up; None where zeros stand for one."""
+        return DeltaMap(self._deltas, self._find())
+
+    @property
+    def skipped(self) -> list[Skip]:
+        """Items of the base dataset that are left out, with reasons; those that it repeats once."""
+        self._find()
+        return list(self._missing) if self.require_delta else []
+
+    def __len__(self) -> int:
+        return len(self._find())
+
+    def __getitem__(self, idx: SupportsIndex) -> DeltaSample:
+        """One item.
+
+        Returns:
+            (tokens, condition, delta): tokens as the base dataset has them, as a tensor; its condition as it is; delta
+            (hidden,) float32. The tuple's ``has_delta`` is False where delta is zeros in place of a missing one.
+
+        Raises:
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
+        """
+        place = self._find()[item_number(idx)]
+        item = self.base_dataset[place]
+        delta, found = _delta(self._deltas, place, item)
+        tokens, condition = tokens_and_condition(item)
+        return DeltaSample((tokens, condition, delta), found)
+
+    def has_delta(self, idx: SupportsIndex) -> bool:
+        """Whether an item has a delta; the item is not read."""
+        return self._deltas.entry(self._find()[item_number(idx)]) is not None
+
+    def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
+        """Path of an item's checkpoint, None when the base dataset gives it none."""
+        return self._deltas.paths[self._find()[item_number(idx)]]
+
+    @staticmethod
+    def collate_fn(batch: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """A batch of items.
+
+        Returns:
+            tokens (B, ...); condition (B, ...), for tokenizer outputs a map of (B, L), or (B, K, L) of K texts an item,
+            else a list; delta (B, hidden); has_delta (B,) bool, absent when the items are plain tuples.
+
+        Raises:
+            UsageError: Not a batch of items, or tensors of different shapes.
+        """
+        require_batch(batch, (tuple, list))
+        return collate_tuples(batch, ("tokens", "condition", "delta"))
+
+    def _find(self) -> ChosenIndices:
+        if self._indices is None:
+            having = self._deltas.having()
+            self._missing = self._deltas.missing()
+            if self._missing:
+                _tell(
+                    self._deltas,
+                    self._missing,
+                    "left out" if self.require_delta else "zeros, has_delta False",
+                )
+                if not self.require_delta:
+                    self._deltas.joined.zeros()  # raises now what would fail at the first of them
+            everything = ChosenIndices(self._deltas.paths, lambda _: True)
+            self._indices = having if self.require_delta else everything
+        return self._indices
+
+
+class DnDDatasetWithDelta(Dataset[Any]):
+    """Adds deltas to Drag-and-Drop-LLMs' datasets, or others: the same items in the same order, and a delta each.
+
+    Items are not read at construction; paths are found as :class:`DeltaAugmentedDataset` finds them.
+
+    Args:
+        base_dataset: The dataset.
+        delta_cache_dir: Directory of the delta cache, or a ``DeltaCache``.
+        fallback_delta_norm: Norm of what stands for a missing delta. Only 0.0 (zeros) can be had: a vector of another
+            norm would have a made-up direction, which nobody could tell from a teacher's.
+
+    Raises:
+        UsageError: An argument cannot be used; a checkpoint has two deltas; the width of zeros is not known.
+        StorageError: The cache cannot be read.
+    """
+
+    def __init__(
+        self,
+        base_dataset: Any,
+        delta_cache_dir: Any = "deltas",
+        fallback_delta_norm: float = 0.0,
+    ) -> None:
+        if not is_number(fallback_delta_norm) or fallback_delta_norm != 0:
+            raise UsageError(
+                "a missing delta can only be zeros",
+                where="fallback_delta_norm",
+                expected="0.0",
+                got=repr(fallback_delta_norm),
+                do="Mask missing deltas by has_delta in the loss.",
+            )
+        self.base_dataset = base_dataset
+        is_path = isinstance(delta_cache_dir, (str, os.PathLike))
+        self.delta_cache = DeltaCache(delta_cache_dir) if is_path else delta_cache_dir
+        self.fallback_delta_norm = fallback_delta_norm
+        self._deltas = ItemDeltas(base_dataset, DeltaSource(self.delta_cache))
+        self._missing: list[Skip] | None = None
+        if self._deltas.known:
+            self._check()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the deltas."""
+        return self._deltas.joined.width
+
+    @property
+    def idx_to_path(self) -> PathMap:
+        """Paths of the items that have one."""
+        return PathMap(self._deltas.paths)
+
+    @property
+    def all_deltas(self) -> LazyDeltas:
+        """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
+        return LazyDeltas(self._deltas.joined.source, self._deltas.all_entries())
+
+    @property
+    def missing(self) -> list[Skip]:
+        """Items whose delta is zeros, with reasons; those that the base dataset repeats once."""
+        return list(self._check())
+
+    def __len__(self) -> int:
+        return len(self.base_dataset)
+
+    def __getitem__(self, idx: SupportsIndex) -> Any:
+        """The base dataset's item with its delta.
+
+        Returns:
+            Of a tuple (tokens, condition, ...): (tokens, condition, delta, ...), whose ``has_delta`` tells whether delta
+            is one. Of a map: a copy with ``delta`` (hidden,) float32 and ``has_delta`` () bool. Of anything else:
+            (item, delta).
+
+        Raises:
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
+        """
+        self._check()
+        place = range(len(self.base_dataset))[item_number(idx)]
+        item = self.base_dataset[place]
+        delta, found = _delta(self._deltas, place, item)
+        if isinstance(item, Mapping):
+            return {**item, "delta": delta, "has_delta": torch.tensor(found)}
+        if isinstance(item, (tuple, list)):
+            return DeltaSample((*item[:2], delta, *item[2:]), found)
+        return DeltaSample((item, delta), found)
+
+    def has_delta(self, idx: SupportsIndex) -> bool:
+        """Whether an item has a delta; the item is not read."""
+        return self._deltas.entry(range(len(self))[item_number(idx)]) is not None
+
+    def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
+        """Path of an item's checkpoint, None when the base dataset gives it none."""
+        return self._deltas.paths[item_number(idx)]
+
+    def collate_fn_train(self, batch: Sequence[Any]) -> dict[str, Any]:
+        """A batch of items.
+
+        Returns:
+            Of tuples: tokens, condition, delta, has_delta as :meth:`DeltaAugmentedDataset.collate_fn` has them; what
+            follows the delta is left out. Of maps: every key, tensors and tokenizer outputs stacked, other values in
+            lists.
+
+        Raises:
+            UsageError: Not a batch of items; tensors of different shapes, maps of different keys.
+        """
+        require_batch(batch, (tuple, list, Mapping))
+        if isinstance(batch[0], Mapping):
+            return collate_items(batch)
+        names = ("tokens", "delta") if len(batch[0]) == 2 else ("tokens", "condition", "delta")
+        return collate_tuples(batch, names)
+
+    collate_fn = collate_fn_train
+
+    def _check(self) -> list[Skip]:
+        if self._missing is None:
+            self._missing = self._deltas.missing()
+            if self._missing:
+                _tell(self._deltas, self._missing, "zeros, has_delta False")
+                self._deltas.joined.zeros()  # raises now what would fail at the first of them
+        return self._missing
+
+
+def wrap_dnd_dataset(
+    dataset_class: Callable[..., Any], delta_cache_dir: Any = "deltas", **dataset_kwargs: Any
+) -> DnDDatasetWithDelta:
+    """Make a dataset and wrap it.
+
+    Args:
+        dataset_class: Its class.
+        delta_cache_dir: Directory of the delta cache, or a ``DeltaCache``.
+        **dataset_kwargs: Arguments of the class.
+
+    Raises:
+        UsageError: As :class:`DnDDatasetWithDelta`.
+        StorageError: As :class:`DnDDatasetWithDelta`.
+    """
+    require(callable(dataset_class), "dataset_class", "a class", dataset_class)
+    return DnDDatasetWithDelta(dataset_class(**dataset_kwargs), delta_cache_dir)
+
+
+def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
+    """The delta of an item and whether it is one."""
+    deltas.refuse_another(place, item)
+    entry = deltas.entry(place)
+    joined = deltas.joined
+    return (joined.zeros(), False) if entry is None else (joined.source.tensor(entry), True)
+
+
+def _tell(deltas: ItemDeltas, missing: Sequence[Skip], what: str) -> None:
+    shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in missing[:_SHOWN])
+    count = len(deltas.paths)
+    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, shown)

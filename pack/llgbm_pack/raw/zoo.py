@@ -1,0 +1,199 @@
+"""A raw zoo as the raw datasets see it: which checkpoints are used, and why the others are not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_pack.plan.consensus import choose_layout, keep_fitting
+from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.survey import Skip, survey
+from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, Maps, join_verified
+from llgbm_pack.sources.tasks import resolve_task, zoo_tasks
+from llgbm_pack.sources.texts import Text, read_texts
+from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
+from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
+from llgbm_shards.errors import CheckpointError, PlanError, UsageError
+from llgbm_shards.layout import Layout
+
+#: A raw dataset writes nothing, and scaling is no part of its samples.
+_NO_OUTPUT, _ANY_ALPHA = Path(os.devnull), 1.0
+#: Only the first text of a checkpoint conditions its sample.
+_TEXTS: Final = 1
+#: Columns of a set's index that a zoo knows too: the others are made when it is packed.
+COLUMNS: Final = ("task", "checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawCheckpoint:
+    """A checkpoint that is used.
+
+    Attributes:
+        path: Relative to the zoo.
+        place: Where it lies, below the folder as the user gave it.
+        weights: Its safetensors file.
+        delta: Its delta, None when it has none.
+        text: Its first text.
+        task: As a build names it; of a zoo that was read without tasks it may be another.
+    """
+
+    path: str
+    place: Path
+    weights: Path
+    delta: DeltaEntry | None
+    text: Text
+    task: str
+
+    def column(self, name: str) -> str:
+        """What a set's index says in one of :data:`COLUMNS`."""
+        return self.task if name == "task" else self.path
+
+
+@dataclass(kw_only=True, slots=True)
+class RawZoo:
+    """What a folder holds.
+
+    Attributes:
+        found: All checkpoints that can be opened, in natural order.
+        checkpoints: Those that are used.
+        skipped: Those that are not, with reasons; ``fault`` is False where just the delta is missing.
+        deltas: The joined deltas.
+        layout: The layout they share; None with a foreign tokenizer, which cuts each by itself.
+    """
+
+    found: list[Path]
+    checkpoints: list[RawCheckpoint] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    deltas: JoinedDeltas
+    layout: Layout | None = None
+
+
+def read_zoo(
+    folder: Path,
+    source: DeltaSource,
+    tokenizer: LoraTokenizer2D | None,
+    *,
+    require_delta: bool = True,
+    texts: Path | None = None,
+    tasks: bool = False,
+    maps: Maps = (),
+) -> RawZoo:
+    """Walk a folder and join weights, deltas and texts by the rules of a build.
+
+    Args:
+        folder: The zoo.
+        source: Its deltas.
+        tokenizer: Our tokenizer: then headers are read, and checkpoints that cannot be tokenized, or do not fit the
+            layout of most, are skipped. None when it is foreign: then nothing is known of what it can do.
+        require_delta: Skip checkpoints without a delta.
+        texts: Directory of text files by dataset, for zoos that keep texts apart.
+        tasks: Name tasks as a build does, for which the zoo's manifest is read.
+        maps: (old, new) prefixes to rewrite in the cache's paths.
+
+    Raises:
+        UsageError: No folder, no layout or delta width that most share, a checkpoint with two deltas.
+        StorageError: The folder cannot be read.
+    """
+    listing = walk_zoo(folder)
+    candidates, layout, skipped = _fitting(listing, folder, tokenizer)
+    wanted = [candidate.path for candidate in candidates]
+    known = [*(one.path for one in listing.checkpoints), *(one.path for one in listing.rejected)]
+    deltas = join_verified(source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps)
+    zoo = RawZoo(
+        found=[folder / one.path for one in listing.checkpoints],
+        skipped=skipped,
+        deltas=deltas,
+        layout=layout,
+    )
+    named = zoo_tasks(folder, listing.nameable) if tasks or texts is not None else {}
+    for candidate in candidates:
+        _add(zoo, candidate, folder, require_delta, texts, named.get(candidate.path, ""))
+    if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):
+        deltas.zeros()  # raises now what would fail at the first of them
+    return zoo
+
+
+def checked_columns(columns: Any) -> tuple[str, ...]:
+    """Names of columns, once each.
+
+    Raises:
+        UsageError: Not a list of some of :data:`COLUMNS`.
+    """
+    listed = isinstance(columns, Collection) and not isinstance(columns, str)
+    if not (listed and all(name in COLUMNS for name in columns)):
+        raise UsageError(
+            "not columns that a raw zoo has",
+            where="columns",
+            expected="a list of some of " + ", ".join(COLUMNS),
+            got=f"{columns!r:.200}",
+            do="Pack the zoo for the other columns of an index.",
+        )
+    return tuple(dict.fromkeys(columns))
+
+
+def _fitting(
+    listing: ZooListing, folder: Path, tokenizer: LoraTokenizer2D | None
+) -> tuple[Sequence[Candidate], Layout | None, list[Skip]]:
+    """The candidates that our tokenizer can cut to one layout; all of them for a foreign one."""
+    skipped = [Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected]
+    if tokenizer is None:
+        return listing.checkpoints, None, skipped
+    options = PackOptions(
+        zoo=folder,
+        out=_NO_OUTPUT,
+        token_order=tokenizer.order,
+        rank=tokenizer.rank,
+        chunk=tokenizer.chunk,
+        alpha=_ANY_ALPHA,
+    )
+    surveyed = survey(listing.checkpoints, options)
+    skipped += surveyed.skipped
+    if not surveyed.teachers:
+        return [], None, skipped
+    try:
+        layout = choose_layout(surveyed.teachers, options)
+    except PlanError as error:
+        do = "Give a folder of checkpoints of one kind, or a LoraTokenizer2D with a rank."
+        raise UsageError(
+            error.what, where=error.where, expected=error.expected, got=error.got, do=do
+        ) from error
+    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    fitting = {teacher.path for teacher in teachers}
+    return [one for one in listing.checkpoints if one.path in fitting], layout, skipped + misfits
+
+
+def _add(
+    zoo: RawZoo, candidate: Candidate, folder: Path, require_delta: bool, texts: Path | None, task: str
+) -> None:
+    """Take a checkpoint, or note why not. A delta that is there but faulty is a fault in any case."""
+    path = candidate.path
+    delta = zoo.deltas.entries.get(path)
+    if delta is None and (require_delta or path in zoo.deltas.faults):
+        zoo.skipped.append(Skip(path, zoo.deltas.why_none(path), path in zoo.deltas.faults))
+        return
+    try:
+        found = read_texts(
+            candidate.weights.parent,
+            path=path,
+            texts_dir=texts,
+            task=task,
+            probes_file=delta.probes_file if delta else None,
+            max_texts=_TEXTS,
+        )
+    except CheckpointError as error:
+        zoo.skipped.append(Skip(path, str(error)))
+        return
+    zoo.checkpoints.append(
+        RawCheckpoint(
+            path=path,
+            place=folder / path,
+            weights=candidate.weights,
+            delta=delta,
+            text=found.texts[0],
+            task=resolve_task(path, task, found.task),
+        )
+    )

@@ -1,0 +1,263 @@
+r"""``adapter_config.json``: what of it matters to packing, and what in it forbids packing.
+
+Scaling follows PEFT (``peft/tuners/lora/layer.py`` and ``get_pattern_key``): ``alpha / r``, with rslora
+``alpha / sqrt(r)``; ``alpha_pattern`` and ``rank_pattern`` hold regular expressions, matched as
+``(.*\.)?(key)$`` from the start of the module's name, the first match in the file's order wins.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Final, TypeVar
+
+from llgbm_pack.sources.patterns import compile_pattern, matches
+from llgbm_shards.canonical import load_json
+from llgbm_shards.credentials import without_credentials
+from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.storage import read_at_most
+
+Number = TypeVar("Number", int, float)
+
+MAX_CONFIG_BYTES: Final = 1 << 20
+#: What PEFT's task types look like; a path, say, has no place in a set.
+_TASK_TYPE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+#: Initialisations that leave the base model as it is; any other string does not, or is unknown.
+_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
+_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: Config keys that, when set, make an adapter more than its A and B. A dict or list counts when not empty.
+_FORBIDDEN: Final = {
+    "use_dora": "DoRA adapter: it has magnitudes besides A and B",
+    "modules_to_save": "it saves whole modules (modules_to_save) besides A and B",
+    "trainable_token_indices": "it trains token embeddings besides A and B",
+    "target_parameters": "it adapts bare parameters (MoE experts), not linear layers",
+    "lora_bias": "its lora_B has a bias",
+    "layer_replication": "it repeats layers of the base model",
+    "alora_invocation_tokens": "activated LoRA: it works on a part of the tokens only",
+    "use_qalora": "QALoRA adapter: its A works on pooled inputs",
+    "use_bdlora": "BD-LoRA adapter: its matrices are block-diagonal",
+    "arrow_config": "Arrow router, not one adapter",
+    "kasa_config": "KaSA adapter: it has a diagonal between A and B and changes the base model",
+    "monteclora_config": "MonteCLoRA adapter: it has more parameters than A and B",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """The part of ``adapter_config.json`` that matters here.
+
+    Attributes:
+        rank: ``r``, None when absent.
+        alpha: ``lora_alpha``, None when absent.
+        rank_pattern: Compiled pattern and rank, in the file's order.
+        alpha_pattern: Compiled pattern and alpha, in the file's order.
+        rslora: Scaling is ``alpha / sqrt(r)``.
+        base_model: Name of the base model, never a path of a machine; "" when unknown.
+        dropout: ``lora_dropout``; of use to whoever trains an exported adapter further.
+        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()
+    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
+    rslora: bool = False
+    base_model: str = ""
+    dropout: float = 0.0
+    task_type: str = ""
+
+    def rank_of(self, module: str) -> int | None:
+        """The rank that the config claims for a module; the tensors decide."""
+        return _first_match(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float | None:
+        """Alpha of a module."""
+        return _first_match(self.alpha_pattern, module, self.alpha)
+
+    def scaling_of(self, alpha: float, rank: int) -> float:
+        """The factor of B @ A: ``alpha / rank``, with rslora ``alpha / sqrt(rank)``."""
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def read_config(path: Path) -> bytes:
+    """The file's bytes, at most one more than is allowed.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return read_at_most(path, MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise CheckpointError("cannot be read", where=path.name, got=str(error.strerror)) from error
+
+
+def load_config(data: bytes, where: str) -> dict[str, Any]:
+    """Parses strictly, in bounded memory, and wants an object whose ``peft_type`` is LORA.
+
+    Raises:
+        CheckpointError: Over 1 MiB, not JSON, duplicate keys, not of a LoRA.
+    """
+    try:
+        config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
+    except HeaderError as error:
+        raise as_checkpoint_error(error) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("not an object", where=where, got=type(config).__name__)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(
+            "not a LoRA adapter", where=f"{where}: peft_type", expected="LORA", got=f"{kind!r:.40}"
+        )
+    return config
+
+
+def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
+    """Refuses what cannot be packed and picks out what matters.
+
+    Args:
+        config: What :func:`load_config` returned.
+        where: Name of the file, for messages.
+
+    Raises:
+        CheckpointError: Names the key that forbids packing, or the one that is malformed.
+    """
+    _refuse_variants(config, where)
+    _refuse_inits(config.get("init_lora_weights", True), where)
+    return AdapterConfig(
+        rank=_optional(config, "r", _rank, where),
+        alpha=_optional(config, "lora_alpha", _alpha, where),
+        rank_pattern=_patterns(config, "rank_pattern", _rank, where),
+        alpha_pattern=_patterns(config, "alpha_pattern", _alpha, where),
+        rslora=_flag(config, "use_rslora", where),
+        base_model=public_name(config.get("base_model_name_or_path")),
+        dropout=_optional(config, "lora_dropout", _dropout, where) or 0.0,
+        task_type=_task_type(config.get("task_type"), where),
+    )
+
+
+def public_name(value: object) -> str:
+    """A base model's name fit for a committed file.
+
+    A hub name stays (``Qwen/Qwen2.5-1.5B``), a place in a hub cache becomes the hub name, of any other path
+    only the last component is kept.
+    """
+    if not isinstance(value, str) or not value:
+        return ""
+    value = without_credentials(value)
+    path = PureWindowsPath(value) if "\\" in value else PurePosixPath(value)
+    parts = path.parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:
+        return cached[-1].removeprefix("models--").replace("--", "/", 1)
+    if len(parts) == 2 and value == "/".join(parts) and not re.match(r"\.\.$|~|.*:$", parts[0]):
+        return value
+    return "" if path.name.startswith(("..", "~")) else path.name
+
+
+def _refuse_variants(config: Mapping[str, Any], where: str) -> None:
+    for key, reason in _FORBIDDEN.items():
+        if config.get(key):
+            raise CheckpointError(
+                reason,
+                where=f"{where}: {key}",
+                got=f"{config[key]!r:.80}",
+                do="Only plain A and B can be packed.",
+            )
+    if config.get("bias", "none") not in ("none", None):  # A set could not be asked for a list.
+        raise CheckpointError(
+            "it trains biases besides A and B",
+            where=f"{where}: bias",
+            expected="none",
+            got=f"{config['bias']!r:.40}",
+        )
+
+
+def _refuse_inits(value: object, where: str) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    name = value.lower() if isinstance(value, str) else ""
+    if name in _HARMLESS_INITS:
+        return
+    changes = name.startswith(_BASE_CHANGING_INITS)
+    raise CheckpointError(
+        "its initialisation changes the base model" if changes else "unknown initialisation",
+        where=f"{where}: init_lora_weights",
+        expected=f"true, false, {', '.join(_HARMLESS_INITS)}",
+        got=f"{value!r:.40}",
+        do="Save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA.",
+    )
+
+
+def _first_match(
+    patterns: tuple[tuple[re.Pattern[str], Number], ...], module: str, default: Number | None
+) -> Number | None:
+    return next((value for pattern, value in patterns if matches(pattern, module)), default)
+
+
+def _patterns(
+    config: Mapping[str, Any], key: str, read: Callable[[object, str], Number], where: str
+) -> tuple[tuple[re.Pattern[str], Number], ...]:
+    rows = config.get(key)
+    if rows is None:
+        return ()
+    if not isinstance(rows, dict):
+        raise CheckpointError("not an object", where=f"{where}: {key}", got=f"{rows!r:.40}")
+    return tuple(
+        (compile_pattern(pattern, f"{where}: {key}"), read(value, f"{where}: {key}: {pattern:.80}"))
+        for pattern, value in rows.items()
+    )
+
+
+def _optional(
+    config: Mapping[str, Any], key: str, read: Callable[[object, str], Number], where: str
+) -> Number | None:
+    value = config.get(key)
+    return None if value is None else read(value, f"{where}: {key}")
+
+
+def _rank(value: object, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise CheckpointError("not a rank", where=where, expected="a positive integer", got=f"{value!r:.40}")
+    return value
+
+
+def _alpha(value: object, where: str) -> float:
+    number = (
+        float(value) if type(value) is float or (type(value) is int and abs(value) < 1 << 53) else math.nan
+    )
+    if not math.isfinite(number):
+        raise CheckpointError("not an alpha", where=where, expected="a finite number", got=f"{value!r:.40}")
+    return number
+
+
+def _dropout(value: object, where: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise CheckpointError(
+            "not a dropout", where=where, expected="a number from 0 to 1", got=f"{value!r:.40}"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def _task_type(value: object, where: str) -> str:
+    if value is None or (isinstance(value, str) and _TASK_TYPE.fullmatch(value)):
+        return value or ""
+    raise CheckpointError(
+        "not a task type", where=f"{where}: task_type", expected="such as CAUSAL_LM", got=f"{value!r:.40}"
+    )
+
+
+def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
+    value = config.get(key)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise CheckpointError(
+        "not a flag", where=f"{where}: {key}", expected="true or false", got=f"{value!r:.40}"
+    )
+
+
+def as_checkpoint_error(error: HeaderError) -> CheckpointError:
+    """The same message as a fault of one checkpoint."""
+    return CheckpointError(error.what, where=error.where, expected=error.expected, got=error.got, do=error.do)

@@ -1,0 +1,286 @@
+"""Cuts the modules of a layout into tiles: runs of equal pieces that are handled in one go.
+
+Neighbouring tiles of equal piece size share a batch, whose sums are taken together; its float64 copy stays in a
+processor's second-level cache. Moments are rounded and tested for all pieces of a checkpoint at once: few large calls
+matter, each costs a few microseconds, as much as the arithmetic of a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llgbm_pack.tokenize.moments import Counts, Float64s
+from llgbm_shards.layout import Layout, Module
+
+#: Canonical module name to (lora_A (r, in), lora_B (out, r)).
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+
+_BATCH_ELEMENTS: Final = 42 * 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Where a tile lies.
+
+    Attributes:
+        module: The module it is cut from.
+        side: ``A`` or ``B``.
+        token: Its first token.
+        count: Pieces in it.
+        start: First column (of A, or of B transposed).
+        width: Real columns of each piece; less than the chunk only in the last piece of a side.
+        rank: Real rows of each piece.
+    """
+
+    module: Module
+    side: str
+    token: int
+    count: int
+    start: int
+    width: int
+    rank: int
+
+    @property
+    def tokens(self) -> slice:
+        """The tokens it becomes."""
+        return slice(self.token, self.token + self.count)
+
+    @property
+    def tensor_name(self) -> str:
+        """Name of the tensor it is cut from, for messages."""
+        return f"{self.module.name}.lora_{self.side}.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """A cut bound to the memory it reads and writes; P pieces of r rows and w columns.
+
+    Attributes:
+        cut: Where it lies.
+        tensor: The whole source tensor.
+        source: The pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B.
+        pieces: The same elements as (P, r, w).
+        body: (P, r, w) part of the body.
+        wide: Its part of the batch's float64 scratch, shaped as ``source``.
+        centred: Scratch in the source's dtype shaped as ``source``; the body itself for A.
+        swap: For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed.
+        mean: (P, 1, 1) means in the source's dtype.
+        std: (P, 1, 1) divisors in the source's dtype.
+    """
+
+    cut: Cut
+    tensor: Tensor
+    source: Tensor
+    pieces: Tensor
+    body: Tensor
+    wide: Tensor
+    centred: Tensor
+    swap: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]] | None
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Neighbouring tiles whose pieces have n elements each; T pieces in all.
+
+    Attributes:
+        tiles: The tiles, in token order.
+        rows: float64 scratch (T, n) that the tiles' ``wide`` are parts of.
+        left: The same scratch in numpy, (T, 1, n).
+        right: The same scratch in numpy, (T, n, 1).
+        ones: (n,) float64 ones.
+        sums: (T,) sums of the elements.
+        squares: (T, 1, 1) sums of squares.
+    """
+
+    tiles: tuple[Tile, ...]
+    rows: Tensor
+    left: Float64s
+    right: Float64s
+    ones: Tensor
+    sums: Tensor
+    squares: Float64s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each.
+
+    Attributes:
+        batches: The batches, in token order.
+        counts: Constants of the N pieces.
+        sums: (N,) sums of the elements.
+        squares: (N,) sums of squares.
+        mean: (N,) means in the source's dtype.
+        std: (N,) divisors in the source's dtype.
+    """
+
+    batches: tuple[Batch, ...]
+    counts: Counts
+    sums: Float64s
+    squares: Float64s
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def tiles(self) -> Iterator[Tile]:
+        """All tiles, in token order."""
+        return (tile for batch in self.batches for tile in batch.tiles)
+
+
+def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
+    """Yields the tiles of a module in token order: all of A, then all of B.
+
+    Args:
+        module: The module.
+        rank: Its rank in the checkpoint.
+        chunk: Columns of a piece.
+    """
+    most = max(1, _BATCH_ELEMENTS // (rank * chunk))
+    token = module.first_token
+    for side, features in (("A", module.in_features), ("B", module.out_features)):
+        whole, rest = divmod(features, chunk)
+        for first in range(0, whole, most):
+            count = min(most, whole - first)
+            yield Cut(
+                module=module,
+                side=side,
+                token=token + first,
+                count=count,
+                start=first * chunk,
+                width=chunk,
+                rank=rank,
+            )
+        token += whole
+        if rest:
+            yield Cut(
+                module=module, side=side, token=token, count=1, start=whole * chunk, width=rest, rank=rank
+            )
+            token += 1
+
+
+def cut_batches(layout: Layout, ranks: Mapping[str, int]) -> list[list[Cut]]:
+    """Gathers the tiles of the modules that are there into batches of consecutive tokens.
+
+    Args:
+        layout: The layout.
+        ranks: Rank of each module; one that is not named is absent.
+
+    Returns:
+        The batches, in token order.
+    """
+    batches: list[list[Cut]] = []
+    left = 0
+    for module in layout.modules:
+        if module.name not in ranks:
+            continue
+        for cut in cut_module(module, ranks[module.name], layout.chunk):
+            size = cut.count * _piece_size(cut)
+            last = batches[-1][-1] if batches else cut
+            adjoins = cut.token == last.token + last.count and _piece_size(cut) == _piece_size(last)
+            if size > left or not adjoins:
+                batches.append([])
+                left = _BATCH_ELEMENTS
+            batches[-1].append(cut)
+            left -= size
+    return batches
+
+
+def _piece_size(cut: Cut) -> int:
+    return cut.rank * cut.width
+
+
+def _tokens(cuts: list[Cut]) -> slice:
+    return slice(cuts[0].token, cuts[-1].token + cuts[-1].count)
+
+
+class Binder:
+    """Builds tiles: all views of source, scratch and body that the arithmetic needs.
+
+    Args:
+        layout: The layout.
+        dtype: The source's dtype.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+        largest = max(_BATCH_ELEMENTS, layout.rank * layout.chunk)
+        self._ones = torch.ones(layout.rank * layout.chunk, dtype=torch.float64)
+        self._wide = torch.zeros(largest, dtype=torch.float64)
+        self._centred = torch.zeros(largest, dtype=dtype)
+        self._mean = torch.zeros(layout.num_tokens, dtype=dtype)
+        self._std = torch.ones(layout.num_tokens, dtype=dtype)
+        self._sums = torch.zeros(layout.num_tokens, dtype=torch.float64)
+        self._squares = torch.zeros(layout.num_tokens, dtype=torch.float64)
+
+    def work(self, batches: list[list[Cut]], pairs: Pairs, body: Tensor) -> Work:
+        """Binds all cuts to source tensors and a body."""
+        sizes = [1] * len(self._mean)
+        for cut in (cut for batch in batches for cut in batch):
+            sizes[cut.tokens] = [_piece_size(cut)] * cut.count
+        self._sums.zero_()
+        self._squares.zero_()
+        return Work(
+            batches=tuple(self._batch(batch, pairs, body) for batch in batches),
+            counts=Counts.of(sizes),
+            sums=self._sums.numpy(),
+            squares=self._squares.numpy(),
+            mean=self._mean,
+            std=self._std,
+        )
+
+    def _batch(self, cuts: list[Cut], pairs: Pairs, body: Tensor) -> Batch:
+        size, tokens = _piece_size(cuts[0]), _tokens(cuts)
+        count = tokens.stop - tokens.start
+        rows = self._wide[: count * size].view(count, size)
+        tiles = []
+        for cut in cuts:
+            first = cut.token - tokens.start
+            tiles.append(self._tile(cut, pairs[cut.module.name], body, rows[first : first + cut.count]))
+        return Batch(
+            tiles=tuple(tiles),
+            rows=rows,
+            left=rows.numpy()[:, None, :],
+            right=rows.numpy()[:, :, None],
+            ones=self._ones[:size],
+            sums=self._sums[tokens],
+            squares=self._squares[tokens].numpy()[:, None, None],
+        )
+
+    def _tile(self, cut: Cut, pair: tuple[Tensor, Tensor], body: Tensor, wide: Tensor) -> Tile:
+        count, rank, width = cut.count, cut.rank, cut.width
+        tensor = pair[cut.side == "B"].detach()
+        columns = slice(cut.start, cut.start + count * width)
+        tokens = cut.tokens
+        target = body[tokens, :rank, :width]
+        if cut.side == "A":
+            source = pieces = tensor[:, columns].view(rank, count, width).transpose(0, 1)
+            centred = target
+        else:
+            source = tensor[columns].view(count, width, rank)
+            pieces = source.transpose(1, 2)
+            centred = self._centred[: source.numel()].view(source.shape)
+        return Tile(
+            cut=cut,
+            tensor=tensor,
+            source=source,
+            pieces=pieces,
+            body=target,
+            wide=wide.view(source.shape),
+            centred=centred,
+            swap=None if cut.side == "A" else (bits(target).numpy(), bits(centred.transpose(1, 2)).numpy()),
+            mean=self._mean[tokens].view(count, 1, 1),
+            std=self._std[tokens].view(count, 1, 1),
+        )
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A view of a floating tensor as integers of the same width (numpy has no bfloat16)."""
+    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)

@@ -1,0 +1,232 @@
+"""repair: put back what of a set is damaged or missing, to the bit, or say what keeps it from being put back."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llgbm_pack.packing.begin import PLAN_NAME
+from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
+from llgbm_pack.packing.lock import builder_lock, remove_lock
+from llgbm_pack.packing.overwrite import refuse_no_set
+from llgbm_pack.packing.shard_record import PACK_DIRECTORY
+from llgbm_pack.upkeep.repair_files import (
+    restore_index,
+    restore_record,
+    restore_skipped,
+    restore_tokenizer_file,
+    saved_tokenizer,
+    skipped_checkpoints,
+)
+from llgbm_pack.upkeep.repair_options import RepairOptions
+from llgbm_pack.upkeep.repair_shards import ShardRestorer
+from llgbm_shards.check_set import check
+from llgbm_shards.errors import (
+    DamageError,
+    DiskFullError,
+    LockedError,
+    RepairError,
+    StorageError,
+    UsageError,
+)
+from llgbm_shards.findings import CheckReport, Finding
+from llgbm_shards.index import INDEX_NAME
+from llgbm_shards.record import RECORD_NAME, CommitRecord
+from llgbm_shards.shardset import ShardSet, read_record
+from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that was not put back, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairReport:
+    """Result of a repair.
+
+    Attributes:
+        out: The set, as the user named it.
+        digest: Digest of the commit record; "" when that could not be put back.
+        restored: Files put back, each with the digest it had.
+        refused: Files that are still damaged or missing.
+        left: What a repair does not touch: files that are not of the set.
+        failed: Something could not be read or written.
+        seconds: Wall time.
+    """
+
+    out: str
+    digest: str
+    restored: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+    left: tuple[Finding, ...]
+    failed: bool
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0: the set is sound now; 1: something is left that is not; 3: for it could not be read or written."""
+        return 3 if self.failed else int(bool(self.refused or self.left))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``--format json`` prints it."""
+        return asdict(self)
+
+
+def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport:
+    """Put back the damaged and missing files of a set; sound files are never written.
+
+    Args:
+        options: The set, and the sources it was packed from.
+        say: Told what is being done.
+
+    Raises:
+        UsageError: There is no set, or it is unfinished, or it is not the expected one.
+        StorageError: The set cannot be read, or is locked; or the disk is full.
+    """
+    start = time.monotonic()
+    require_set_directory(options.out)
+    refuse_no_set(options.out)
+    if (options.out / PACK_DIRECTORY / PLAN_NAME).exists():
+        raise UsageError(
+            "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."
+        )
+    with builder_lock(options.out / PACK_DIRECTORY):
+        try:
+            run = _Repair(options, say)
+            run.run()
+        finally:
+            remove_lock(options.out / PACK_DIRECTORY)
+    return RepairReport(
+        out=str(options.out),
+        digest=run.digest,
+        restored=tuple(run.restored),
+        refused=tuple(run.refused),
+        left=tuple(run.left),
+        failed=run.failed,
+        seconds=time.monotonic() - start,
+    )
+
+
+class _Repair:
+    """The state of one repair."""
+
+    def __init__(self, options: RepairOptions, say: Say) -> None:
+        self._options, self._say = options, say
+        self.digest = ""
+        self.restored: list[str] = []
+        self.refused: list[Refusal] = []
+        self.left: list[Finding] = []
+        self.failed = False
+
+    def run(self) -> None:
+        record = self._record()
+        if record is None:
+            return
+        self.digest = record.digest
+        self._remove_unfinished()
+        self._say(f"checking {len(record.shards)} shards")
+        report = check(self._options.out, level="full")
+        damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
+        self._tokenizer(record, damaged)
+        index_sound = INDEX_NAME not in damaged
+        restorer = self._restorer(record, index_sound)
+        for entry in (entry for entry in record.shards if entry.name in damaged):
+            self._say(f"packing {entry.name} again")
+            self._attempt(entry.name, lambda entry=entry: restorer.restore(entry))  # type: ignore[misc]
+        if not index_sound:
+            self._index(record)
+        if "skipped.json" in damaged:
+            self._skipped(record, restorer)
+        self._leftovers(report, record)
+
+    def _remove_unfinished(self) -> None:
+        tokenizer = self._options.out / TOKENIZER_DIRECTORY
+        with storage_errors(self._options.out):
+            remove_temporary(self._options.out)
+            if tokenizer.is_dir() and not tokenizer.is_symlink():
+                remove_temporary(tokenizer)
+
+    def _record(self) -> CommitRecord | None:
+        try:
+            record = read_record(self._options.out)
+        except (DamageError, StorageError) as error:
+            found: list[CommitRecord] = []
+            self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
+            self.failed |= isinstance(error, StorageError) and not found
+            return found[0] if found else None
+        if self._options.expect_digest not in (None, record.digest):
+            raise UsageError(
+                "another set than expected",
+                where=str(self._options.out),
+                expected=f"digest {self._options.expect_digest}",
+                got=record.digest,
+            )
+        return record
+
+    def _tokenizer(self, record: CommitRecord, damaged: set[str]) -> None:
+        for entry in record.files:
+            if entry.name in damaged and entry.name.startswith(f"{TOKENIZER_DIRECTORY}/"):
+                self._attempt(
+                    entry.name,
+                    lambda entry=entry: restore_tokenizer_file(self._options, entry, self._saved_tokenizer),  # type: ignore[misc]
+                )
+
+    @functools.cached_property
+    def _saved_tokenizer(self) -> dict[str, bytes]:
+        return saved_tokenizer(self._options)
+
+    def _restorer(self, record: CommitRecord, index_sound: bool) -> ShardRestorer:
+        if not index_sound:
+            return ShardRestorer(self._options, record, None, ())
+        rows = ShardSet(self._options.out).index().to_pylist()
+        known = [row["checkpoint"] for row in rows] + skipped_checkpoints(self._options.out)
+        return ShardRestorer(self._options, record, rows, known)
+
+    def _index(self, record: CommitRecord) -> None:
+        broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}
+        if broken:
+            reason = (
+                f"it can only be rebuilt from sound shards, and these are not: {', '.join(sorted(broken))}"
+            )
+            self.refused.append(Refusal(INDEX_NAME, reason))
+        else:
+            self._attempt(INDEX_NAME, lambda: restore_index(self._options.out, record))
+
+    def _skipped(self, record: CommitRecord, restorer: ShardRestorer) -> None:
+        if any(refusal.name == INDEX_NAME for refusal in self.refused):
+            self.refused.append(Refusal("skipped.json", f"it can only be rebuilt with {INDEX_NAME}"))
+            return
+        packed = set(ShardSet(self._options.out).index(["checkpoint"]).column("checkpoint").to_pylist())
+        self._attempt("skipped.json", lambda: restore_skipped(self._options, record, restorer, packed))
+
+    def _attempt(self, name: str, restore: Callable[[], object]) -> None:
+        """Restore a file; what keeps it from being restored is noted, and the others are gone on with."""
+        if (self._options.out / name).is_dir():
+            self.refused.append(Refusal(name, "a directory stands in its place; move it away"))
+            return
+        try:
+            restore()
+        except (LockedError, DiskFullError):
+            raise
+        except (RepairError, UsageError, StorageError) as error:
+            self.failed |= isinstance(error, StorageError)
+            self.refused.append(Refusal(name, str(error).removeprefix(f"{name}: ")))
+        else:
+            self.restored.append(name)
+
+    def _leftovers(self, report: CheckReport, record: CommitRecord) -> None:
+        ours = {entry.name for entry in record.shards} | {entry.name for entry in record.files}
+        self.left = [
+            finding
+            for finding in report.findings
+            if finding.shard not in ours and finding.shard != RECORD_NAME and finding.kind != "transient"
+        ]

@@ -1,0 +1,247 @@
+"""Restore a set's other files: commit record, index, skipped list, tokenizer; each only when its digest proves it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import pyarrow as pa
+
+from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
+from llgbm_pack.packing.commit import SKIPPED_NAME, skipped_json, tokenizer_files
+from llgbm_pack.packing.own_files import refuse_link
+from llgbm_pack.plan.survey import Skip
+from llgbm_pack.tokenize.conditions import save_tokenizer
+from llgbm_pack.upkeep.repair_options import RepairOptions
+from llgbm_pack.upkeep.repair_shards import ShardRestorer
+from llgbm_shards import ustar
+from llgbm_shards.canonical import blake3_hex, load_json, xxh3
+from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
+from llgbm_shards.index import (
+    INDEX_NAME,
+    decode_index,
+    encode_index,
+    index_about,
+    index_schema,
+    refuse_many_rows,
+)
+from llgbm_shards.record import (
+    MAX_RECORD_BYTES,
+    RECORD_NAME,
+    CommitRecord,
+    FileEntry,
+    ShardEntry,
+    record_of,
+    shard_digest,
+)
+from llgbm_shards.recover import recover_samples
+from llgbm_shards.sample import SUFFIX
+from llgbm_shards.shardset import row_extents
+from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
+
+#: Far above an index of millions of samples; what is larger is not read to find out.
+_MAX_INDEX_BYTES: Final = 4 << 30
+_MAX_SKIPPED_BYTES: Final = 1 << 30
+_DIGEST_BYTES: Final = 32
+
+
+def restore_record(options: RepairOptions) -> CommitRecord:
+    """Put a lost or damaged commit record back, from the index, which carries its fields and all digests.
+
+    Proof is the digest that the caller pinned, or the one that stands in what is left of the damaged record.
+
+    Raises:
+        RepairError: The index is damaged as well, or nothing proves that the result is what was committed.
+        StorageError: It cannot be written.
+    """
+    out = options.out
+    try:
+        record = _record_from_index(out)
+    except LlgbmError as error:
+        raise RepairError("cannot be rebuilt", where=RECORD_NAME, got=str(error)) from error
+    if options.expect_digest is None and record.digest.encode() not in _left(out / RECORD_NAME):
+        raise RepairError(
+            "cannot be proven to be what was committed",
+            where=RECORD_NAME,
+            expected="--expect-digest, as printed by the build",
+            do=f"What the other files give has the digest {record.digest}.",
+        )
+    if options.expect_digest not in (None, record.digest):
+        raise RepairError(
+            "the other files are not those of the expected set",
+            where=RECORD_NAME,
+            expected=f"digest {options.expect_digest}",
+            got=record.digest,
+            do=f"Restore {INDEX_NAME}, {SKIPPED_NAME} and the tokenizer from a copy first.",
+        )
+    write_file(out / RECORD_NAME, record.to_bytes())
+    return record
+
+
+def _left(path: Path) -> bytes:
+    """What is left of a damaged file; nothing when it is gone or no such file could be."""
+    try:
+        return read_file(path, max_bytes=MAX_RECORD_BYTES)
+    except StorageError:
+        return b""
+
+
+def _record_from_index(out: Path) -> CommitRecord:
+    data = read_file(out / INDEX_NAME, max_bytes=_MAX_INDEX_BYTES)
+    about = index_about(data)
+    fields = [str(field) for field in about["members"]]
+    if not set(fields) <= set(SUFFIX):
+        raise DamageError("unknown members", shard=INDEX_NAME, got=f"{fields!r:.80}")
+    # Digests do not compress, and no two json members are equal: fewer bytes than this a row are no index.
+    refuse_many_rows(data, len(data) // _DIGEST_BYTES)
+    rows = decode_index(data, fields).to_pylist()
+    skipped = read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES)
+    files = [
+        FileEntry(name=INDEX_NAME, size=len(data), digest=blake3_hex(data)),
+        FileEntry(name=SKIPPED_NAME, size=len(skipped), digest=blake3_hex(skipped)),
+        *tokenizer_files(out),
+    ]
+    return record_of(about, _shards(rows, fields), files)
+
+
+def _shards(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> list[ShardEntry]:
+    """The record's shards: their digests are over digests that the index holds."""
+    by_shard: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_shard.setdefault((row["shard"], row["split"]), []).append(row)
+    entries = []
+    for (name, split), group in by_shard.items():
+        extents = [extent for row in group for extent in row_extents(dict(row), fields)]
+        end = extents[-1].offset + ustar.padded(extents[-1].size) + len(ustar.END)
+        digest = shard_digest((extent.name, extent.size, extent.blake3) for extent in extents)
+        entries.append(ShardEntry(name=name, split=split, samples=len(group), size=end, digest=digest))
+    return entries
+
+
+def restore_tokenizer_file(options: RepairOptions, entry: FileEntry, saved: Mapping[str, bytes]) -> None:
+    """Put a damaged file of the text tokenizer back.
+
+    Args:
+        options: Where the set is.
+        entry: The file, as the record lists it.
+        saved: What the tokenizer that was given saves; empty when none was.
+
+    Raises:
+        RepairError: No tokenizer was given, or it is another one.
+        StorageError: It cannot be written, or would be written through a link, to anywhere.
+    """
+    for parent in PurePosixPath(entry.name).parents[:-1]:
+        refuse_link(options.out / parent)
+    if options.text_tokenizer is None:
+        raise RepairError(
+            "a file of the text tokenizer is damaged", where=entry.name, expected="--text-tokenizer"
+        )
+    data = saved.get(entry.name, b"")
+    if (len(data), blake3_hex(data)) != (entry.size, entry.digest):
+        raise RepairError(
+            "another text tokenizer than the set's", where=entry.name, got=options.text_tokenizer
+        )
+    with storage_errors(options.out / entry.name):
+        (options.out / entry.name).parent.mkdir(parents=True, exist_ok=True)
+    write_file(options.out / entry.name, data)
+
+
+def saved_tokenizer(options: RepairOptions) -> dict[str, bytes]:
+    """Name in the set -> bytes of each file that the given text tokenizer saves; none when none was given."""
+    if options.text_tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as directory:
+        files = save_tokenizer(options.text_tokenizer, Path(directory))
+        return {
+            f"{TOKENIZER_DIRECTORY}/{path.relative_to(directory).as_posix()}": read_file(path)
+            for path in files
+        }
+
+
+def restore_index(out: Path, record: CommitRecord) -> None:
+    """Put the index back, from shards that are all sound.
+
+    Raises:
+        RepairError: What they give is not the index that was committed.
+        StorageError: A shard cannot be read, or the index not be written.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in index_schema(record.members).names}
+    try:
+        for entry in record.shards:
+            for row in _rows(out, entry):
+                for name, values in columns.items():
+                    values.append(row[name])
+        data = encode_index(columns, record.members, record.about())
+    except (KeyError, TypeError, HeaderError, pa.ArrowException) as error:
+        raise RepairError("the shards do not give an index", where=INDEX_NAME, got=str(error)) from error
+    expected = record.file(INDEX_NAME).digest
+    if blake3_hex(data) != expected:
+        raise RepairError(
+            "cannot be proven to be what was committed",
+            where=INDEX_NAME,
+            expected=f"digest {expected}",
+            got=blake3_hex(data),
+            do=f"Parquet files name the pyarrow that wrote them: repair with the build's version, not {pa.__version__}.",
+        )
+    write_file(out / INDEX_NAME, data)
+
+
+def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
+    path = out / entry.name
+    with open_regular(path) as fd:
+        found = recover_samples(fd, entry.name, limit=entry.size)
+        for extents, info in zip(found.samples, found.infos, strict=True):
+            row = {
+                "key": extents[0].key,
+                "split": entry.split,
+                "shard": entry.name,
+                "offset": extents[0].offset - ustar.BLOCK,
+                **{name: info[name] for name in ("checkpoint", "task", "base_model", "rank", "has_delta")},
+                "delta_norm": info["delta"]["norm"],
+            }
+            for extent in extents:
+                data = read_range(fd, extent.offset, extent.size)
+                row[f"{extent.field}.size"] = extent.size
+                row[f"{extent.field}.blake3"] = bytes.fromhex(blake3_hex(data))
+                row[f"{extent.field}.xxh3_64"] = xxh3(data)
+            yield row
+
+
+def restore_skipped(
+    options: RepairOptions, record: CommitRecord, restorer: ShardRestorer, packed: set[str]
+) -> None:
+    """Put the list of skipped checkpoints back, by planning the zoo anew.
+
+    Raises:
+        RepairError: The zoo now gives another list.
+        UsageError: The zoo no longer gives a plan.
+        StorageError: It cannot be written.
+    """
+    plan = restorer.plan
+    late = [sample.path for job in plan.jobs for sample in job.samples if sample.path not in packed]
+    skipped = [*plan.skipped, *(Skip(path, restorer.skips_again(path)) for path in late)]
+    data = skipped_json(sorted(skipped, key=lambda skip: skip.checkpoint))
+    if blake3_hex(data) != record.file(SKIPPED_NAME).digest:
+        raise RepairError(
+            "the zoo gives another list than was committed",
+            where=SKIPPED_NAME,
+            expected=f"digest {record.file(SKIPPED_NAME).digest}",
+            got=blake3_hex(data),
+            do="Its checkpoints, deltas or texts changed since; `check --against ZOO` tells which.",
+        )
+    write_file(options.out / SKIPPED_NAME, data)
+
+
+def skipped_checkpoints(out: Path) -> list[str]:
+    """Paths in a sound skipped list; none when it cannot be read."""
+    try:
+        value = load_json(
+            read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES),
+            where=SKIPPED_NAME,
+            max_bytes=_MAX_SKIPPED_BYTES,
+        )
+        return [row["checkpoint"] for row in value["skipped"] if isinstance(row["checkpoint"], str)]
+    except (LlgbmError, KeyError, TypeError):
+        return []
