@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.names import INDEX_NAME
 from llgbm_shards.sample import MAX_KEY_LENGTH
 
-INDEX_NAME = "index.parquet"
 _ROW_GROUP = 1 << 16
 _ABOUT = "llgbm-shards"
 _MAX_ABOUT_BYTES = 64 << 20

@@ -6,11 +6,11 @@ nulls, no empty lists, no optional keys, and fractional fields are always floats
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+from llgbm_shards.names import DIGEST
+
 _DTYPES: Final = ("bfloat16", "float16", "float32")
 #: Field -> type; a list holds the schema of its items, which are never none.
 Schema = Mapping[str, Any]
@@ -48,7 +48,7 @@ def schema_faults(info: Any) -> Iterator[str]:
     if faults:
         return
     for place, digest in [("source_digest", info["source_digest"]), *_member_digests(info)]:
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             yield f"{place}: expected 64 lowercase hex digits, got {digest!r:.80}"
     if info["source_dtype"] not in _DTYPES:
         yield f"source_dtype: expected one of {', '.join(_DTYPES)}, got {info['source_dtype']!r:.40}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,12 +12,11 @@ from llgbm_shards.arguments import shown
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
+from llgbm_shards.names import DIGEST, RECORD_NAME
 from llgbm_shards.record_schema import check_record
 
-RECORD_NAME: Final = "shardset.json"
 FORMAT: Final = "llgbm-shards/1"
 MAX_RECORD_BYTES: Final = 256 << 20
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +155,7 @@ def checked_digest(text: str) -> str:
         UsageError: It is none: then it says nothing of the set.
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
-    if not _DIGEST.fullmatch(digest):
+    if not DIGEST.fullmatch(digest):
         raise UsageError(
             "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
         )

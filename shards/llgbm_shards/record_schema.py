@@ -5,17 +5,15 @@ File names come from data and become paths, numbers become sizes of allocations;
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.names import DIGEST, SHARD
 from llgbm_shards.sample import SUFFIX
 from llgbm_shards.texts import ConditionSpec
 
-_SHARD_NAME: Final = re.compile(r"[a-z]{1,32}-[0-9]{6,9}\.tar")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _LARGEST: Final = 1 << 62
 _WIDEST: Final = 1 << 31
 _MOST_MODULES: Final = 1 << 17
@@ -73,7 +71,7 @@ def check_record(fields: Any) -> None:
         most = row["size"] // (_LEAST_MEMBER_BYTES * max(len(fields["members"]), 1))
         if row["samples"] > most:
             _refuse("more samples than fit", f"shards[{number}]", f"at most {most}", str(row["samples"]))
-        if not _SHARD_NAME.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
+        if not SHARD.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
             _refuse(
                 "not the name of a shard of its split", f"shards[{number}]", "SPLIT-NNNNNN.tar", row["name"]
             )
@@ -112,7 +110,7 @@ def _entries(rows: Sequence[Mapping[str, Any]]) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         _refuse("a file listed twice", "shards and files", "each once", twice)
     for row in rows:
-        if not _DIGEST.fullmatch(row["digest"]):
+        if not DIGEST.fullmatch(row["digest"]):
             _refuse("not a digest", row["name"], "64 lowercase hex digits", row["digest"])
 
 

@@ -15,13 +15,12 @@ from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import member_lines
+from llgbm_shards.names import TEMPORARY, TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
-from llgbm_shards.storage import TEMPORARY, open_regular, read_range, storage_errors
+from llgbm_shards.storage import open_regular, read_range, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
-#: Directory whose every file is the record's business: another file there changes how texts are tokenized.
-_TOKENIZER: Final = "tokenizer"
 
 
 def finding_of(error: LlgbmError, shard: str) -> Finding:
@@ -136,7 +135,7 @@ def _extra(directory: Directory, record: CommitRecord) -> Iterator[str]:
         like_a_shard = ".tar" in (suffix.lower() for suffix in PurePath(name).suffixes)
         if name not in known and (like_a_shard or name.startswith(TEMPORARY)):
             yield name
-    yield from sorted(name for name in directory.files_below(_TOKENIZER) if name not in known)
+    yield from sorted(name for name in directory.files_below(TOKENIZER_DIRECTORY) if name not in known)
 
 
 def check_extra(directory: Directory, name: str, record: CommitRecord, *, read: bool) -> Finding:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_shards.errors import DiskFullError, StorageError
+from llgbm_shards.names import TEMPORARY
 
-#: Prefix of unfinished files; nothing with this prefix belongs to a set.
-TEMPORARY: Final = ".tmp-"
 _MAX_PARTS: Final = 512  # under IOV_MAX
 _MAX_READ: Final = 1 << 30
 _PART: Final = 1 << 20

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from llgbm_shards import ustar
-from llgbm_shards.index import INDEX_NAME, encode_index
-from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.index import encode_index
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
 from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import ShardSet
 from support.synthetic import write_set

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex
-from llgbm_shards.index import INDEX_NAME, encode_index
+from llgbm_shards.index import encode_index
 from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, Layout, Module
-from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, shard_digest
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
+from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
 from llgbm_shards.sample import (
     SUFFIX,
     EncodedMember,

@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
 from llgbm_pack.packing.own_files import refuse_link
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.tokenize.conditions import save_loaded
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import HeaderError, PlanError
+from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.storage import read_file, remove_temporary, storage_errors, write_file
 
-PLAN_NAME: Final = "plan.json"
 _MAX_PLAN_BYTES: Final = 1 << 30
 _FEW: Final = 3
 

@@ -6,7 +6,6 @@ from typing import Final
 
 from llgbm_shards.record import CommitRecord
 
-CARD_NAME: Final = "README.md"
 _CARD: Final = """\
 ---
 {config}---

@@ -26,6 +26,7 @@ from llgbm_shards import sample as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
+from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.sample import EncodedMember
 from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.storage import opened_file, read_range
@@ -33,7 +34,6 @@ from llgbm_shards.tensors import TensorSpec
 
 #: A json of at most this many bytes is within every limit of the readers.
 _SURELY_READABLE: Final = 1 << 20
-TOKENIZER_DIRECTORY: Final = "tokenizer"
 _TORCH_DTYPE: Final = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from llgbm_pack.packing.card import CARD_NAME, dataset_card
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
+from llgbm_pack.packing.card import dataset_card
 from llgbm_pack.packing.shard_record import ShardRecord
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.plan.values import PackContext
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.index import INDEX_NAME, encode_index, index_schema
-from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, parse_record
+from llgbm_shards.index import encode_index, index_schema
+from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, parse_record
 from llgbm_shards.storage import read_file, write_file
-
-SKIPPED_NAME: Final = "skipped.json"
 
 
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llgbm_shards.errors import UsageError
-from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.names import RECORD_NAME
 
 
 def refuse_in_set(target: Path, option: str) -> None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Final
 
-from llgbm_pack.packing.card import CARD_NAME
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
-from llgbm_pack.packing.commit import SKIPPED_NAME
 from llgbm_pack.packing.lock import builder_lock, remove_lock
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
 from llgbm_shards.errors import UsageError
-from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME
-from llgbm_shards.storage import TEMPORARY, fsync_directory, storage_errors
+from llgbm_shards.names import (
+    BUILT_SHARD,
+    CARD_NAME,
+    INDEX_NAME,
+    PACK_DIRECTORY,
+    RECORD_NAME,
+    SKIPPED_NAME,
+    TEMPORARY,
+    TOKENIZER_DIRECTORY,
+)
+from llgbm_shards.storage import fsync_directory, storage_errors
 
 _OF_A_SET: Final = frozenset(
     {PACK_DIRECTORY, RECORD_NAME, INDEX_NAME, SKIPPED_NAME, CARD_NAME, TOKENIZER_DIRECTORY}
 )
-_SHARD: Final = re.compile(r"(train|val)-[0-9]+\.tar")
 _CURRENT_DIRECTORY, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 
 
@@ -123,9 +125,9 @@ def refuse_no_set(out: Path) -> None:
     """
     with storage_errors(out):
         names = {path.name for path in out.iterdir()}
-    if not names & {RECORD_NAME, INDEX_NAME, SKIPPED_NAME} and not any(map(_SHARD.fullmatch, names)):
+    if not names & {RECORD_NAME, INDEX_NAME, SKIPPED_NAME} and not any(map(BUILT_SHARD.fullmatch, names)):
         raise UsageError("not a shard set", where=str(out), do="Name the directory that a build wrote.")
 
 
 def _of_a_set(name: str) -> bool:
-    return name in _OF_A_SET or name.startswith(TEMPORARY) or _SHARD.fullmatch(name) is not None
+    return name in _OF_A_SET or name.startswith(TEMPORARY) or BUILT_SHARD.fullmatch(name) is not None

@@ -11,9 +11,9 @@ from llgbm_pack.plan.survey import Skip
 from llgbm_pack.plan.values import InputFile, Note, ShardJob, from_row
 from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import HeaderError, StorageError
+from llgbm_shards.names import PACK_DIRECTORY
 from llgbm_shards.storage import read_file, write_file
 
-PACK_DIRECTORY: Final = ".pack"
 _MAX_RECORD_BYTES: Final = 1 << 30
 
 
