@@ -128,7 +128,7 @@ def repair_command(output: Output, **values: Any) -> int:
     """Put damaged and missing files of the set in OUT back, to the bit, from the sources it was packed from."""
     from llgbm_pack.cli.render import render_repair
     from llgbm_pack.upkeep.repair import repair
-    from llgbm_pack.upkeep.repair_options import RepairOptions
+    from llgbm_pack.upkeep.repair_shards import RepairOptions
 
     report = repair(RepairOptions(**values), say=output.say)
     _emit(output, report.to_json(), lambda: render_repair(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -142,6 +142,26 @@ def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:
             got="; ".join(mixed.values()),
             do=refuse.apart,
         )
+
+
+def verify(deltas: Iterable[tuple[str, DeltaEntry]], load: Load) -> tuple[dict[str, int], dict[str, str]]:
+    """Read each delta once; none is kept.
+
+    Args:
+        deltas: Checkpoints and their deltas.
+        load: Reads one.
+
+    Returns:
+        The width of each sound delta, and what is wrong with each of the others, by checkpoint.
+    """
+    widths: dict[str, int] = {}
+    faults: dict[str, str] = {}
+    for path, entry in deltas:
+        try:
+            widths[path] = len(load(entry))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    return widths, faults
 
 
 def common_width(widths: Mapping[str, int], refuse: Refusal) -> int:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_pack.deltas.agree import Refusal, Settled, common_width, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.lag import LagCorrelation
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.survey import Skip, Teacher
-from llgbm_pack.plan.values import Note
-from llgbm_shards.errors import CheckpointError, PlanError
+from llgbm_pack.plan.values import Note, SetPart
+from llgbm_shards.errors import PlanError
 
 
 @dataclass(slots=True)
@@ -32,16 +35,6 @@ class DeltaPlan:
     width: int = 0
     skipped: list[Skip] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-
-
-def refusal(directory: Path) -> Refusal:
-    """How a build refuses deltas."""
-    return Refusal(
-        kind=PlanError,
-        where=str(directory),
-        maps="--map OLD=NEW",
-        apart="Pack one set for each, with --include or with separate delta caches.",
-    )
 
 
 def plan_deltas(
@@ -64,17 +57,65 @@ def plan_deltas(
     if options.deltas is None:
         return plan
     entries = _entries(options.deltas)
-    wanted = {teacher.path for teacher in teachers}
-    paths = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps)
-    refuse = refusal(options.deltas)
-    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    refuse = _refusal(options.deltas)
+    settled = _settled([teacher.path for teacher in teachers], every_path, tasks, entries, options)
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
     _apply_missing_policy(settled.missing, plan, options)
     refuse_mixed(settled.matches, refuse)
     plan.matches = _verified(settled.matches, entries, plan, refuse)
     plan.notes += _stale(teachers, plan.matches)
     return plan
+
+
+def recorded_deltas(
+    teachers: Sequence[Teacher],
+    only: SetPart,
+    others: Sequence[str],
+    tasks: Mapping[str, str],
+    options: PackOptions,
+) -> DeltaPlan:
+    """The deltas of checkpoints that a set holds with theirs, found as its build found them; none is judged here.
+
+    Args:
+        teachers: The checkpoints to pack.
+        only: What the set says of them.
+        others: Paths of further checkpoints that claimed a delta.
+        tasks: The zoo's own tasks, by path.
+        options: What the build was asked for.
+
+    Raises:
+        PlanError: No cache, a checkpoint with two candidates, a delta that contradicts itself or its task.
+    """
+    plan = DeltaPlan(width=only.delta_width)
+    paths = [teacher.path for teacher in teachers if teacher.path in only.with_delta]
+    if options.deltas is not None and paths:
+        entries = _entries(options.deltas)
+        settled = _settled(paths, [*only.known, *others], tasks, entries, options)
+        plan.matches = settled.matches
+        lost = "no delta found (give --map as for the build)"
+        plan.skipped = [Skip(path, lost) for path in settled.missing]
+    return plan
+
+
+def _settled(
+    paths: Sequence[str],
+    every_path: Sequence[str],
+    tasks: Mapping[str, str],
+    entries: Sequence[DeltaEntry],
+    options: PackOptions,
+) -> Settled:
+    every = list(dict.fromkeys([*paths, *every_path]))
+    joined = join_deltas(every, zoo_root=options.zoo, entries=entries, maps=options.maps)
+    return settle(joined, set(paths), lambda entry: entry.load().array, _refusal(options.deltas), tasks)
+
+
+def _refusal(directory: Path | None) -> Refusal:
+    return Refusal(
+        kind=PlanError,
+        where=str(directory),
+        maps="--map OLD=NEW",
+        apart="Pack one set for each, with --include or with separate delta caches.",
+    )
 
 
 def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
@@ -105,26 +146,21 @@ def _verified(
 ) -> dict[str, Match]:
     """Load every joined delta, in manifest order; faults skip their checkpoint."""
     owner = {match.entry.key: path for path, match in matches.items()}
-    widths: dict[str, int] = {}
     lag = LagCorrelation()
-    for entry in entries:
-        path = owner.get(entry.key)
-        if path is None:
-            continue
-        try:
-            loaded = entry.load()
-        except CheckpointError as error:
-            plan.skipped.append(Skip(path, str(error)))
-            continue
-        widths[path] = len(loaded.array)
+
+    def load(entry: DeltaEntry) -> NDArray[np.float32]:
+        loaded = entry.load()
         lag.add(loaded.array)
         if loaded.note:
-            plan.notes.append(Note(checkpoint=path, what=f"delta {loaded.note}"))
+            plan.notes.append(Note(checkpoint=owner[entry.key], what=f"delta {loaded.note}"))
+        return loaded.array
+
+    widths, faults = verify(((owner[one.key], one) for one in entries if one.key in owner), load)
     plan.width = _common_width(widths, refuse)
     for path, width in widths.items():
         if width != plan.width:
-            reason = f"delta of another width than most of the set: expected {plan.width}, got {width}"
-            plan.skipped.append(Skip(path, reason))
+            faults[path] = f"delta of another width than most of the set: expected {plan.width}, got {width}"
+    plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
     if lag.suspicious:
         plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
     return {path: match for path, match in matches.items() if widths.get(path) == plan.width}

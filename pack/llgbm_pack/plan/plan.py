@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack.plan.assignment import TRAIN, VAL, assign_shards
+from llgbm_pack.plan.assignment import TRAIN, VAL, Assignment, assign_shards
 from llgbm_pack.plan.consensus import choose_layout, keep_fitting
-from llgbm_pack.plan.deltas import DeltaPlan, plan_deltas
+from llgbm_pack.plan.deltas import DeltaPlan, plan_deltas, recorded_deltas
 from llgbm_pack.plan.estimate import estimate_bytes
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.samples import join_samples
-from llgbm_pack.plan.survey import Skip, nothing_to_pack, survey
-from llgbm_pack.plan.values import Note, PackContext, PlannedSample, ShardJob
+from llgbm_pack.plan.survey import Skip, Teacher, nothing_to_pack, survey
+from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob
 from llgbm_pack.sources.tasks import zoo_tasks
-from llgbm_pack.sources.zoo import ZooListing, walk_zoo
+from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_pack.tokenize.conditions import describe, load_tokenizer
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.sample import SUFFIX
@@ -106,41 +106,43 @@ class Plan:
         }
 
 
-def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
+def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | None = None) -> Plan:
     """Walk the zoo, read headers, texts and deltas, and decide everything but the bytes.
 
     Args:
         options: What is asked for.
         out: Directory the shards go to; ``options.out`` unless it is being replaced.
+        only: Shards of a finished set, to plan these and no others. A checkpoint of theirs that cannot be packed is
+            among the skipped ones, and what the plan tells of the whole zoo (found, excluded) is of no use.
 
     Raises:
         PlanError: The zoo, the deltas or the texts do not allow what is asked for; lists all of it.
         StorageError: The zoo cannot be read.
     """
     listing = walk_zoo(options.zoo, options.include, options.exclude)
-    candidates = listing.checkpoints[: options.limit]
+    candidates = _candidates(listing, options, only)
     excluded = listing.excluded + len(listing.checkpoints) - len(candidates)
-    surveyed = survey(candidates, options)
+    surveyed = survey(candidates, options.alpha)
     skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *surveyed.skipped]
-    if not surveyed.teachers:
+    if not (surveyed.teachers or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
-    layout = choose_layout(surveyed.teachers, options)
-    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    layout = only.layout if only else choose_layout(surveyed.teachers, options.layout, options.zoo)
+    teachers, misfits = keep_fitting(surveyed.teachers, layout, options.layout)
     skipped += misfits
-    if not teachers:
+    if not (teachers or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
     # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
     whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
     tasks = zoo_tasks(options.zoo, whole.nameable)
-    deltas = plan_deltas(teachers, _every_path(whole), tasks, options)
+    deltas = _deltas(teachers, whole, tasks, options, only)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
-    tokenizer = None if options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
-    conditions, notes = _conditions(tokenizer, options)
+    tokenizer = None if only or options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
+    conditions, notes = _conditions(tokenizer, options, only)
     samples, texts, faults = join_samples(teachers, deltas, tasks, options)
     skipped += faults
-    if not samples:
+    if not (samples or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
     context = PackContext(
         zoo=options.zoo,
@@ -155,7 +157,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         conditions=conditions,
         delta_width=deltas.width,
     )
-    jobs = _jobs(samples, context, options)
+    jobs = _jobs(samples, context, only.shards if only else _assign(samples, context, options))
     return Plan(
         options=options,
         context=context,
@@ -172,13 +174,33 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     )
 
 
-def _every_path(listing: ZooListing) -> list[str]:
-    return [*(found.path for found in listing.checkpoints), *(bad.path for bad in listing.rejected)]
+def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None) -> Sequence[Candidate]:
+    if only is None:
+        return listing.checkpoints[: options.limit]
+    wanted = {path for shard in only.shards for path in shard.paths}
+    return [candidate for candidate in listing.checkpoints if candidate.path in wanted]
 
 
-def _conditions(tokenizer: Any, options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]:
-    if tokenizer is None:
-        return None, []
+def _deltas(
+    teachers: Sequence[Teacher],
+    whole: ZooListing,
+    tasks: Mapping[str, str],
+    options: PackOptions,
+    only: SetPart | None,
+) -> DeltaPlan:
+    packable = [found.path for found in whole.checkpoints]
+    if only is None:
+        return plan_deltas(teachers, [*packable, *(bad.path for bad in whole.rejected)], tasks, options)
+    # A build that was asked for a part of the zoo asked the rest for its deltas too.
+    others = packable if options.include or options.exclude or options.limit else []
+    return recorded_deltas(teachers, only, others, tasks, options)
+
+
+def _conditions(
+    tokenizer: Any, options: PackOptions, only: SetPart | None
+) -> tuple[ConditionSpec | None, list[Note]]:
+    if only or tokenizer is None:
+        return only.conditions if only else None, []
     spec, note = describe(tokenizer, forms=options.forms, joiner=options.joiner)
     return spec, [Note(checkpoint="", what=note)] if note else []
 
@@ -189,23 +211,28 @@ def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, 
     return tuple(field for field in SUFFIX if field not in absent)
 
 
-def _jobs(
+def _assign(
     samples: Sequence[PlannedSample], context: PackContext, options: PackOptions
-) -> tuple[ShardJob, ...]:
-    by_path = {sample.path: sample for sample in samples}
-    digest = context.digest()
-    assigned = assign_shards(
+) -> Sequence[Assignment]:
+    return assign_shards(
         [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
         body_bytes=context.layout.body_bytes,
         shard_bytes=options.shard_bytes,
         seed=options.seed,
         val_fraction=options.split,
     )
+
+
+def _jobs(
+    samples: Sequence[PlannedSample], context: PackContext, assigned: Sequence[Assignment]
+) -> tuple[ShardJob, ...]:
+    by_path = {sample.path: sample for sample in samples}
+    digest = context.digest()
     return tuple(
         ShardJob(
             name=shard.name,
             split=shard.split,
-            samples=tuple(by_path[path] for path in shard.paths),
+            samples=tuple(by_path[path] for path in shard.paths if path in by_path),
             context=digest,
         )
         for shard in assigned

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.same_reason import grouped
 from llgbm_pack.sources.adapter import Adapter, read_adapter
 from llgbm_pack.sources.zoo import Candidate
@@ -56,13 +55,18 @@ class Survey:
     skipped: tuple[Skip, ...]
 
 
-def survey(candidates: Iterable[Candidate], options: PackOptions) -> Survey:
-    """Read headers and configs of all candidates; a fault of one skips that one."""
+def survey(candidates: Iterable[Candidate], alpha: float | None) -> Survey:
+    """Read headers and configs of all candidates; a fault of one skips that one.
+
+    Args:
+        candidates: The checkpoints.
+        alpha: lora_alpha of those without a config.
+    """
     shapes: dict[Shapes, Shapes] = {}
     teachers, skipped = [], []
     for candidate in candidates:
         try:
-            adapter = read_adapter(candidate.weights, candidate.config, alpha=options.alpha)
+            adapter = read_adapter(candidate.weights, candidate.config, alpha=alpha)
         except (CheckpointError, HeaderError, StorageError) as error:
             skipped.append(Skip(candidate.path, str(error)))
             continue

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from llgbm_pack.plan.options import FORMS, pairs_option
+from llgbm_pack.plan.option_values import pairs_option
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas, Maps
 from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch
@@ -29,6 +29,7 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 from llgbm_shards.errors import UsageError
+from llgbm_shards.texts import FORMS
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3

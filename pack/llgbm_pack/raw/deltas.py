@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
@@ -159,13 +159,7 @@ def join_verified(
         _LOG.warning("%s: %s", path, what)
     matches = settled.matches
     refuse_mixed(matches, _REFUSAL)
-    widths: dict[str, int] = {}
-    faults: dict[str, str] = {}
-    for path, match in matches.items():
-        try:
-            widths[path] = len(source.load(match.entry))
-        except CheckpointError as error:
-            faults[path] = str(error)
+    widths, faults = verify(((path, match.entry) for path, match in matches.items()), source.load)
     width = common_width(widths, _REFUSAL) or source.own_width()
     for path, own in widths.items():
         if own != width:

@@ -13,8 +13,7 @@ from llgbm_pack.packing.commit import skipped_json, tokenizer_files
 from llgbm_pack.packing.own_files import refuse_link
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
-from llgbm_pack.upkeep.repair_options import RepairOptions
-from llgbm_pack.upkeep.repair_shards import ShardRestorer
+from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, load_json, xxh3
 from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
