@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.agree import Refusal, Settled, common_width, refuse_mixed, settle, verify
+from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.lag import LagCorrelation
@@ -38,7 +38,11 @@ class DeltaPlan:
 
 
 def plan_deltas(
-    teachers: Sequence[Teacher], every_path: Sequence[str], tasks: Mapping[str, str], options: PackOptions
+    teachers: Sequence[Teacher],
+    every_path: Sequence[str],
+    tasks: Mapping[str, str],
+    options: PackOptions,
+    only: SetPart | None = None,
 ) -> DeltaPlan:
     """Find and verify the delta of each teacher.
 
@@ -48,17 +52,27 @@ def plan_deltas(
             checkpoint that is left out does not leave its delta to a namesake.
         tasks: The zoo's own tasks, by path.
         options: What is asked for.
+        only: The part of a set that is packed again: it says who has a delta, and the deltas are verified as they are
+            packed.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
             a delta that contradicts itself or its task, or deltas that were not measured alike; lists all of it.
     """
-    plan = DeltaPlan()
-    if options.deltas is None:
+    plan = DeltaPlan(width=only.delta_width if only else 0)
+    wanted = {one.path for one in teachers if only is None or one.path in only.with_delta}
+    if options.deltas is None or not wanted:
         return plan
     entries = _entries(options.deltas)
+    every_path = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
+    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps)
     refuse = _refusal(options.deltas)
-    settled = _settled([teacher.path for teacher in teachers], every_path, tasks, entries, options)
+    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    if only:
+        lost = "no delta found (give --map as for the build)"
+        plan.skipped += [Skip(path, lost) for path in settled.missing]
+        plan.matches = settled.matches
+        return plan
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
     _apply_missing_policy(settled.missing, plan, options)
     refuse_mixed(settled.matches, refuse)
@@ -67,49 +81,7 @@ def plan_deltas(
     return plan
 
 
-def recorded_deltas(
-    teachers: Sequence[Teacher],
-    only: SetPart,
-    others: Sequence[str],
-    tasks: Mapping[str, str],
-    options: PackOptions,
-) -> DeltaPlan:
-    """The deltas of checkpoints that a set holds with theirs, found as its build found them; none is judged here.
-
-    Args:
-        teachers: The checkpoints to pack.
-        only: What the set says of them.
-        others: Paths of further checkpoints that claimed a delta.
-        tasks: The zoo's own tasks, by path.
-        options: What the build was asked for.
-
-    Raises:
-        PlanError: No cache, a checkpoint with two candidates, a delta that contradicts itself or its task.
-    """
-    plan = DeltaPlan(width=only.delta_width)
-    paths = [teacher.path for teacher in teachers if teacher.path in only.with_delta]
-    if options.deltas is not None and paths:
-        entries = _entries(options.deltas)
-        settled = _settled(paths, [*only.known, *others], tasks, entries, options)
-        plan.matches = settled.matches
-        lost = "no delta found (give --map as for the build)"
-        plan.skipped = [Skip(path, lost) for path in settled.missing]
-    return plan
-
-
-def _settled(
-    paths: Sequence[str],
-    every_path: Sequence[str],
-    tasks: Mapping[str, str],
-    entries: Sequence[DeltaEntry],
-    options: PackOptions,
-) -> Settled:
-    every = list(dict.fromkeys([*paths, *every_path]))
-    joined = join_deltas(every, zoo_root=options.zoo, entries=entries, maps=options.maps)
-    return settle(joined, set(paths), lambda entry: entry.load().array, _refusal(options.deltas), tasks)
-
-
-def _refusal(directory: Path | None) -> Refusal:
+def _refusal(directory: Path) -> Refusal:
     return Refusal(
         kind=PlanError,
         where=str(directory),

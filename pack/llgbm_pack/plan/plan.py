@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack.plan.assignment import TRAIN, VAL, Assignment, assign_shards
+from llgbm_pack.plan.assignment import TRAIN, VAL, assign_shards
 from llgbm_pack.plan.consensus import choose_layout, keep_fitting
-from llgbm_pack.plan.deltas import DeltaPlan, plan_deltas, recorded_deltas
+from llgbm_pack.plan.deltas import DeltaPlan, plan_deltas
 from llgbm_pack.plan.estimate import estimate_bytes
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.samples import join_samples
-from llgbm_pack.plan.survey import Skip, Teacher, nothing_to_pack, survey
+from llgbm_pack.plan.survey import Skip, nothing_to_pack, survey
 from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob
 from llgbm_pack.sources.tasks import zoo_tasks
 from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
@@ -77,25 +77,12 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as ``--dry-run --format json`` prints it."""
         layout = self.context.layout
-        names = (
-            "found",
-            "excluded",
-            "ignored",
-            "samples",
-            "splits",
-            "text_sources",
-            "estimated_bytes",
-            "fingerprint",
-        )
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        names = ["found", "excluded", "ignored", "samples", "splits", "text_sources", "estimated_bytes"]
+        fields: dict[str, Any] = {name: getattr(self, name) for name in [*names, "fingerprint"]}
+        tokens = {name: getattr(layout, name) for name in ("rank", "chunk", "dtype")}
         return {
             **fields,
-            "tokens": {
-                "count": layout.num_tokens,
-                "rank": layout.rank,
-                "chunk": layout.chunk,
-                "dtype": layout.dtype,
-            },
+            "tokens": {"count": layout.num_tokens, **tokens},
             "members": list(self.context.members),
             "matched_by": dict(
                 Counter(s.matched_by for job in self.jobs for s in job.samples if s.matched_by)
@@ -134,7 +121,7 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
     whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
     tasks = zoo_tasks(options.zoo, whole.nameable)
-    deltas = _deltas(teachers, whole, tasks, options, only)
+    deltas = plan_deltas(teachers, _claimants(whole, options, only), tasks, options, only)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
@@ -157,7 +144,7 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
         conditions=conditions,
         delta_width=deltas.width,
     )
-    jobs = _jobs(samples, context, only.shards if only else _assign(samples, context, options))
+    jobs = _jobs(samples, context, options, only)
     return Plan(
         options=options,
         context=context,
@@ -181,19 +168,12 @@ def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None)
     return [candidate for candidate in listing.checkpoints if candidate.path in wanted]
 
 
-def _deltas(
-    teachers: Sequence[Teacher],
-    whole: ZooListing,
-    tasks: Mapping[str, str],
-    options: PackOptions,
-    only: SetPart | None,
-) -> DeltaPlan:
-    packable = [found.path for found in whole.checkpoints]
+def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
+    """All checkpoints that claim a delta. Of a set those that were there then: it knows them, but for filtered ones."""
+    found = [one.path for one in whole.checkpoints]
     if only is None:
-        return plan_deltas(teachers, [*packable, *(bad.path for bad in whole.rejected)], tasks, options)
-    # A build that was asked for a part of the zoo asked the rest for its deltas too.
-    others = packable if options.include or options.exclude or options.limit else []
-    return recorded_deltas(teachers, only, others, tasks, options)
+        return found + [bad.path for bad in whole.rejected]
+    return [*only.known, *(found if options.include or options.exclude or options.limit else ())]
 
 
 def _conditions(
@@ -211,23 +191,22 @@ def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, 
     return tuple(field for field in SUFFIX if field not in absent)
 
 
-def _assign(
-    samples: Sequence[PlannedSample], context: PackContext, options: PackOptions
-) -> Sequence[Assignment]:
-    return assign_shards(
-        [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
-        body_bytes=context.layout.body_bytes,
-        shard_bytes=options.shard_bytes,
-        seed=options.seed,
-        val_fraction=options.split,
-    )
-
-
 def _jobs(
-    samples: Sequence[PlannedSample], context: PackContext, assigned: Sequence[Assignment]
+    samples: Sequence[PlannedSample], context: PackContext, options: PackOptions, only: SetPart | None
 ) -> tuple[ShardJob, ...]:
     by_path = {sample.path: sample for sample in samples}
     digest = context.digest()
+    assigned = (
+        only.shards
+        if only
+        else assign_shards(
+            [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
+            body_bytes=context.layout.body_bytes,
+            shard_bytes=options.shard_bytes,
+            seed=options.seed,
+            val_fraction=options.split,
+        )
+    )
     return tuple(
         ShardJob(
             name=shard.name,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle,
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_pack.raw.repeats import LazyMap
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import CheckpointError, UsageError
 
@@ -77,6 +79,10 @@ class DeltaSource:
     def tensor(self, entry: DeltaEntry) -> Tensor:
         """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
         return torch.tensor(self.load(entry))
+
+    def by_path(self, entries: Mapping[str, DeltaEntry]) -> LazyMap[str, NDArray[np.float32]]:
+        """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
+        return LazyMap(entries, functools.partial(_load, self, entries))
 
     def own_width(self) -> int:
         """The width of the cache's deltas, whomever they belong to; 0 when it knows none.
@@ -168,24 +174,8 @@ def join_verified(
     return JoinedDeltas(source=source, entries=sound, faults=faults, width=width)
 
 
-class LazyDeltas(Mapping[str, NDArray[np.float32]]):
-    """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
-
-    def __init__(self, source: DeltaSource, entries: Mapping[str, DeltaEntry]) -> None:
-        self._source = source
-        self._entries = dict(entries)
-
-    def __getitem__(self, path: str) -> NDArray[np.float32]:
-        return self._source.load(self._entries[path])
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._entries  # Mapping's own would read the file
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def _load(source: DeltaSource, entries: Mapping[str, DeltaEntry], path: str) -> NDArray[np.float32]:
+    return source.load(entries[path])
 
 
 def _as_array(delta: object, path: str) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.raw.lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
 from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
+from llgbm_pack.sources.directory import CONFIG, WEIGHTS
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
 
@@ -25,8 +26,6 @@ _LOG = logging.getLogger(__name__)
 _METHOD: Final = "get_checkpoint_path"
 #: So many items are read for their paths at most.
 _MOST_READ: Final = 10_000
-#: A path may name the weights file in place of the checkpoint.
-_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 #: A checkpoint that is one file is called by its path without this.
 _SUFFIX: Final = ".safetensors"
 #: Of (tokens, condition, checkpoint_path).
@@ -53,7 +52,8 @@ class ItemDeltas:
     """
 
     def __init__(self, base: Any, source: DeltaSource) -> None:
-        _require_items(base)
+        right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
+        require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
         self._base = base
         self._source = source
         self._paths: ItemPaths | None = known_paths(base)
@@ -101,6 +101,11 @@ class ItemDeltas:
         """The delta of a path of :attr:`paths`, None when it has none."""
         return self.joined.entries.get(self._plain[path])
 
+    def array(self, idx: int) -> NDArray[np.float32] | None:
+        """The delta of an item, (hidden,) float32, read from its file; None when it has none."""
+        entry = self.entry(idx)
+        return None if entry is None else self.joined.source.load(entry)
+
     def all_entries(self) -> dict[str, DeltaEntry]:
         """The delta of each path that has one."""
         found = {path: self.entry_of(path) for path in self.paths.distinct()}
@@ -138,35 +143,6 @@ class ItemDeltas:
                 reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
                 rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
         return rows
-
-
-class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
-    """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
-
-    def __init__(self, deltas: ItemDeltas, indices: ChosenIndices) -> None:
-        self._deltas = deltas
-        self._indices = indices
-
-    def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
-        if idx not in self._indices:
-            raise KeyError(idx)
-        entry = self._deltas.entry(idx)
-        return None if entry is None else self._deltas.joined.source.load(entry)
-
-    def __contains__(self, idx: object) -> bool:
-        return idx in self._indices  # Mapping's own would read the file
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-
-def _require_items(base: object) -> None:
-    """Raises UsageError when a base dataset has no items to be asked for by number."""
-    right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
-    require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
 
 
 def known_paths(base: Any) -> ItemPaths | None:
@@ -248,7 +224,7 @@ def _surely_a_path(item: Any, own: str) -> bool:
 def plain_path(path: str) -> str:
     """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
     pure, here = PurePath(os.path.normpath(path)), Path.cwd()
-    if pure.name in _FILES:
+    if pure.name in (WEIGHTS, CONFIG):  # in place of the checkpoint
         pure = pure.parent
     elif pure.suffix == _SUFFIX:
         pure = pure.with_suffix("")

@@ -11,14 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from llgbm_loader.frame import frame_tokens
-from llgbm_pack.raw.values import token_tensors
+from llgbm_loader.frame import frame_tokens, unframe
+from llgbm_pack.raw.values import as_tensor
 from llgbm_pack.sources.peft_keys import pair_keys
 from llgbm_pack.tokenize.encode import BodyEncoder
 from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
-from llgbm_shards.errors import CheckpointError
+from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.storage import read_file
+
+#: Rows and columns of a frame.
+_BORDER = 2
 
 
 def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
@@ -102,3 +105,70 @@ def tokenize_to(
         body, scales, frame=tokenizer.frame, zero_std=tokenizer.zero_std, dtype=torch.float32
     )
     return tokens, scales
+
+
+def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
+    """Tokens and scales of what a LoRA tokenizer's ``tokenize`` returned.
+
+    Args:
+        result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
+
+    Returns:
+        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
+        None where they have no frame either.
+
+    Raises:
+        UsageError: Of another form.
+    """
+    parts = tuple(result) if isinstance(result, (tuple, list)) else (result, None)
+    if len(parts) != 2:
+        raise UsageError("not tokens and scales", where="lora_tokenizer.tokenize", got=f"{len(parts)} values")
+    tokens = as_tensor(parts[0], "tokens of lora_tokenizer").float()
+    if tokens.ndim != 3:
+        raise UsageError(
+            "tokens of another shape",
+            where="lora_tokenizer.tokenize",
+            expected="(N, H, W)",
+            got=f"{tuple(tokens.shape)}",
+        )
+    if parts[1] is None:
+        return tokens, scales_in_frame(tokens)
+    scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
+    if scales.ndim != 2 or len(scales) != len(tokens):
+        raise UsageError(
+            "scales of another shape",
+            where="lora_tokenizer.tokenize",
+            expected=f"({len(tokens)}, 2) or ({len(tokens)}, 4)",
+            got=f"{tuple(scales.shape)}",
+        )
+    return tokens, scales
+
+
+def scales_in_frame(tokens: Tensor) -> Tensor | None:
+    """The scales that tokens carry, None when they have no frame.
+
+    A frame holds each code of a token many times: only tokens whose copies are all equal have one. Padding of one value
+    all round is none.
+
+    Args:
+        tokens: (N, H, W) float32.
+
+    Returns:
+        (N, 2) float32, mean and std; (0, 0) where a frame is NaN.
+    """
+    if min(tokens.shape) == 0 or min(tokens.shape[-2:]) <= _BORDER:
+        return None
+    mean_code, std_code = tokens[:, 0, -2], tokens[:, 0, -1]
+    copies = (
+        _are(tokens[..., -2], mean_code[:, None]),
+        _are(tokens[..., -1], std_code[:, None]),
+        _are(tokens[:, -2:, 0:-2:2], mean_code[:, None, None]),
+        _are(tokens[:, -2:, 1:-2:2], std_code[:, None, None]),
+    )
+    # Where mean and std have one code in every token, the border is padding of one value.
+    told = mean_code.isfinite() & std_code.isfinite() & (mean_code != std_code)
+    return unframe(tokens)[1] if all(copies) and bool(told.any()) else None
+
+
+def _are(copies: Tensor, code: Tensor) -> bool:
+    return bool(((copies == code) | (copies.isnan() & code.isnan())).all())

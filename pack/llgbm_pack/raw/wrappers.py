@@ -5,24 +5,32 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.plan.survey import Skip
-from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas
-from llgbm_pack.raw.items import DeltaSample, collate_tuples, tokens_and_condition
-from llgbm_pack.raw.paths import DeltaMap, ItemDeltas
-from llgbm_pack.raw.repeats import ChosenIndices, PathMap
-from llgbm_pack.raw.values import collate_items, item_number, require_batch
+from llgbm_pack.raw.deltas import DeltaSource
+from llgbm_pack.raw.paths import ItemDeltas
+from llgbm_pack.raw.repeats import ChosenIndices, LazyMap
+from llgbm_pack.raw.values import (
+    DeltaSample,
+    collate_items,
+    collate_tuples,
+    item_number,
+    require_batch,
+    some_reasons,
+    tokens_and_condition,
+)
 from llgbm_shards.arguments import is_number, require
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 3
 
 
 class DeltaAugmentedDataset(Dataset[DeltaSample]):
@@ -58,9 +66,9 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         return self._find()
 
     @property
-    def delta_map(self) -> DeltaMap:
+    def delta_map(self) -> Mapping[int, NDArray[np.float32] | None]:
         """Delta arrays by index in the base dataset, read when looked up; None where zeros stand for one."""
-        return DeltaMap(self._deltas, self._find())
+        return LazyMap(self._find(), self._deltas.array)
 
     @property
     def skipped(self) -> list[Skip]:
@@ -171,14 +179,15 @@ class DnDDatasetWithDelta(Dataset[Any]):
         return self._deltas.joined.width
 
     @property
-    def idx_to_path(self) -> PathMap:
+    def idx_to_path(self) -> Mapping[int, str]:
         """Paths of the items that have one."""
-        return PathMap(self._deltas.paths)
+        paths = self._deltas.paths
+        return LazyMap(ChosenIndices(paths, bool), cast("Callable[[int], str]", paths.__getitem__))
 
     @property
-    def all_deltas(self) -> LazyDeltas:
+    def all_deltas(self) -> Mapping[str, NDArray[np.float32]]:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        return LazyDeltas(self._deltas.joined.source, self._deltas.all_entries())
+        return self._deltas.joined.source.by_path(self._deltas.all_entries())
 
     @property
     def missing(self) -> list[Skip]:
@@ -272,6 +281,5 @@ def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
 
 
 def _tell(deltas: ItemDeltas, missing: Sequence[Skip], what: str) -> None:
-    shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in missing[:_SHOWN])
-    count = len(deltas.paths)
-    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, shown)
+    count, first = len(deltas.paths), some_reasons(missing)
+    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, first)
