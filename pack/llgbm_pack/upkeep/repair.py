@@ -11,12 +11,12 @@ from typing import Any
 from llgbm_pack.packing.lock import builder_lock, remove_lock
 from llgbm_pack.packing.overwrite import refuse_no_set
 from llgbm_pack.upkeep.repair_files import (
+    known_skipped,
     restore_index,
     restore_record,
     restore_skipped,
     restore_tokenizer_file,
     saved_tokenizer,
-    skipped_checkpoints,
 )
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards.check_set import check
@@ -191,7 +191,7 @@ class _Repair:
         if INDEX_NAME in damaged:
             return ShardRestorer(self._options, record, damaged, None, ())
         rows = ShardSet(self._options.out).index().to_pylist()
-        return ShardRestorer(self._options, record, damaged, rows, skipped_checkpoints(self._options.out))
+        return ShardRestorer(self._options, record, damaged, rows, known_skipped(self._options.out))
 
     def _index(self, record: CommitRecord) -> None:
         broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}
