@@ -36,10 +36,10 @@ _MOST: Final = {
     "shard_bytes": MOST_COUNT,
     "workers": MOST_WORKERS,
 }
-#: Options that a set does not record, or not whole: they are paths, or shape no byte of it.
-_UNRECORDED: Final = frozenset(
-    {"zoo", "out", "deltas", "texts", "text_tokenizer", "maps", "workers", "strict", "overwrite"}
-)
+#: Options that are places; a set records their last component only.
+_PATHS: Final = ("zoo", "out", "deltas", "texts", "text_tokenizer")
+#: Options that shape no byte of a set, or hold absolute paths.
+_UNRECORDED: Final = frozenset({"out", "maps", "workers", "strict", "overwrite"})
 #: Options that a set records as 0 where they are None.
 _RECORDED_AS_0: Final = ("rank", "chunk", "alpha", "max_texts", "limit")
 
@@ -164,7 +164,7 @@ class PackOptions:
         Raises:
             UsageError: They are none that a build takes.
         """
-        names = {field.name for field in fields(cls)} - _UNRECORDED
+        names = {field.name for field in fields(cls)} - _UNRECORDED.union(_PATHS)
         try:
             values = {name: recorded[name] for name in names}
             values |= {name: values[name] or None for name in _RECORDED_AS_0}
@@ -184,28 +184,12 @@ class PackOptions:
 
     def content(self) -> dict[str, Any]:
         """The options that shape the bytes of the set, as recorded in it; paths keep their last component only."""
-        return {
-            "zoo": last_component(self.zoo),
-            "deltas": last_component(self.deltas),
-            "texts": last_component(self.texts),
-            "text_tokenizer": last_component(self.text_tokenizer),
-            "forms": list(self.forms),
-            "joiner": self.joiner,
-            "missing_delta": self.missing_delta,
-            "token_order": self.token_order,
-            "dtype": self.dtype,
-            "rank": self.rank or 0,
-            "chunk": self.chunk or 0,
-            "alpha": float(self.alpha or 0),
-            "max_texts": self.max_texts or 0,
-            "split": float(self.split),
-            "split_by": self.split_by,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "limit": self.limit or 0,
-            "shard_bytes": self.shard_bytes,
-            "seed": self.seed,
-        }
+        recorded = {field.name: getattr(self, field.name) for field in fields(self)}
+        recorded |= {name: list(recorded[name]) for name in ("forms", "include", "exclude")}
+        recorded |= {name: last_component(recorded[name]) for name in _PATHS if name != "out"}
+        recorded |= {name: recorded[name] or 0 for name in _RECORDED_AS_0}
+        recorded |= {name: float(recorded[name]) for name in ("alpha", "split")}
+        return {name: value for name, value in recorded.items() if name not in _UNRECORDED}
 
 
 def _set(options: PackOptions, name: str, value: object) -> None:

@@ -109,12 +109,12 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     listing = walk_zoo(options.zoo, options.include, options.exclude)
     candidates = _candidates(listing, options, only)
     excluded = listing.excluded + len(listing.checkpoints) - len(candidates)
-    surveyed = survey(candidates, options.alpha)
-    skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *surveyed.skipped]
-    if not (surveyed.teachers or only):
+    surveyed, unread = survey(candidates, options.alpha)
+    skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *unread]
+    if not (surveyed or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
-    layout = only.layout if only else choose_layout(surveyed.teachers, options.layout, options.zoo)
-    teachers, misfits = keep_fitting(surveyed.teachers, layout, options.layout)
+    layout = only.layout if only else choose_layout(surveyed, options.layout, options.zoo)
+    teachers, misfits = keep_fitting(surveyed, layout, options.layout)
     skipped += misfits
     if not (teachers or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)

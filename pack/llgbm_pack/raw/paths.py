@@ -56,7 +56,7 @@ class ItemDeltas:
         require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
         self._base = base
         self._source = source
-        self._paths: ItemPaths | None = known_paths(base)
+        self._paths: ItemPaths | None = _known_paths(base)
         if self._paths is None:
             _refuse_to_read(base)
         self._joined: JoinedDeltas | None = None
@@ -75,18 +75,18 @@ class ItemDeltas:
             UsageError: Neither the dataset nor its items tell.
         """
         if self._paths is None:
-            self._paths = read_paths(self._base)
+            self._paths = _read_paths(self._base)
         return self._paths
 
     @property
     def joined(self) -> JoinedDeltas:
-        """The joined deltas, by :func:`plain_path` as it was when they were joined.
+        """The joined deltas, by plain paths as they were when they were joined.
 
         Raises:
             UsageError: As :func:`~llgbm_pack.raw.deltas.join_verified`.
         """
         if self._joined is None:
-            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
+            self._plain = {path: _plain_path(path) for path in self.paths.distinct()}
             self._joined = join_verified(
                 self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
             )
@@ -121,10 +121,10 @@ class ItemDeltas:
         Raises:
             UsageError: It says that it is of another: by position it would get that one's delta.
         """
-        own, listed = path_in(item), self.paths[idx]
+        own, listed = _path_in(item), self.paths[idx]
         if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self._plain):
             return
-        if not same_checkpoint(own, listed):
+        if not _same_checkpoint(own, listed):
             raise UsageError(
                 "an item of the base dataset is of another checkpoint than it lists",
                 where=f"item {idx} of {type(self._base).__name__}",
@@ -145,17 +145,13 @@ class ItemDeltas:
         return rows
 
 
-def known_paths(base: Any) -> ItemPaths | None:
-    """Paths of all items as the dataset itself tells them, None when it does not.
-
-    Raises:
-        UsageError: It contradicts itself.
-    """
+def _known_paths(base: Any) -> ItemPaths | None:
+    """Paths of all items as the dataset itself tells them, None when it does not."""
     if isinstance(base, Subset):
-        whole = known_paths(base.dataset)
+        whole = _known_paths(base.dataset)
         return None if whole is None else ItemPaths.one_each([whole[idx] for idx in base.indices])
     if isinstance(base, ConcatDataset):
-        parts = [known_paths(part) for part in base.datasets]
+        parts = [_known_paths(part) for part in base.datasets]
         told = [part for part in parts if part is not None]
         cycles = [cycle for part in told for cycle in part.cycles]
         return ItemPaths(cycles) if len(told) == len(parts) else None
@@ -177,14 +173,10 @@ def _refuse_to_read(base: Any) -> None:
         )
 
 
-def read_paths(base: Any) -> ItemPaths:
-    """Paths of all items from the items themselves; the first tells whether they have any.
-
-    Raises:
-        UsageError: They do not.
-    """
+def _read_paths(base: Any) -> ItemPaths:
+    """Paths of all items from the items themselves; the first tells whether they have any."""
     count = len(base)
-    if count and path_in(base[0]) is None:
+    if count and _path_in(base[0]) is None:
         raise UsageError(
             "the base dataset does not tell its checkpoints",
             where=type(base).__name__,
@@ -194,24 +186,24 @@ def read_paths(base: Any) -> ItemPaths:
     _LOG.warning(
         "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
     )
-    return ItemPaths.one_each([path_in(base[idx]) for idx in range(count)])
+    return ItemPaths.one_each([_path_in(base[idx]) for idx in range(count)])
 
 
-def path_in(item: Any) -> str | None:
+def _path_in(item: Any) -> str | None:
     """The path in an item: a key of a map, or the third of a tuple."""
     if isinstance(item, (tuple, list)):
         return path_of(item[_PLACE]) if len(item) > _PLACE else None
     return path_of(item)
 
 
-def same_checkpoint(one: str, other: str) -> bool:
+def _same_checkpoint(one: str, other: str) -> bool:
     """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
     if one == other:
         return True
     short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
     if short and long[-len(short) :] == short:
         return True
-    return os.path.realpath(plain_path(one)) == os.path.realpath(plain_path(other))
+    return os.path.realpath(_plain_path(one)) == os.path.realpath(_plain_path(other))
 
 
 def _surely_a_path(item: Any, own: str) -> bool:
@@ -221,7 +213,7 @@ def _surely_a_path(item: Any, own: str) -> bool:
     return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
 
 
-def plain_path(path: str) -> str:
+def _plain_path(path: str) -> str:
     """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
     pure, here = PurePath(os.path.normpath(path)), Path.cwd()
     if pure.name in (WEIGHTS, CONFIG):  # in place of the checkpoint

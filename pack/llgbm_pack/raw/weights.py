@@ -50,12 +50,12 @@ def tokenize_file(
         StorageError: It cannot be read.
         UsageError: A foreign tokenizer returned something else.
     """
-    tensors = read_tensors(weights, where=where)
+    tensors = _read_tensors(weights, where)
     own = own_tokenizer(lora_tokenizer)
     if own is None or layout is None:
         return token_tensors(lora_tokenizer.tokenize(tensors))
     try:
-        return tokenize_to(layout, own, tensors, weights.name)
+        return _tokenize_to(layout, own, tensors, weights.name)
     except CheckpointError as error:
         place = f"{where}: {error.where}" if error.where else where
         raise CheckpointError(
@@ -63,13 +63,8 @@ def tokenize_file(
         ) from error
 
 
-def read_tensors(weights: Path, *, where: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by sorted key, in memory of their own.
-
-    Raises:
-        CheckpointError: It is not sound.
-        StorageError: It cannot be read, or is no regular file.
-    """
+def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by sorted key, in memory of their own."""
     try:
         tensors = load(read_file(weights))
     except SafetensorError as error:
@@ -79,23 +74,10 @@ def read_tensors(weights: Path, *, where: str) -> dict[str, Tensor]:
     return {key: tensors[key] for key in sorted(tensors)}
 
 
-def tokenize_to(
+def _tokenize_to(
     layout: Layout, tokenizer: LoraTokenizer2D, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[Tensor, Tensor]:
-    """Tokenize weights to a given layout, as a build does.
-
-    Args:
-        layout: The layout; modules that the weights lack become padding.
-        tokenizer: Says how to frame.
-        tensors: PEFT keys to tensors of the layout's dtype.
-        where: Name of the file, for messages.
-
-    Returns:
-        tokens (N, H, W) float32 and scales (N, 2) float32.
-
-    Raises:
-        CheckpointError: A tensor does not fit the layout or cannot be tokenized; it is named.
-    """
+    """Tokenize weights to a given layout, as a build does; modules that they lack become padding."""
     keys = pair_keys(tensors, where)
     pairs = {name: (tensors[pair.a], tensors[pair.b]) for name, pair in keys.items()}
     body = torch.empty(layout.body_shape, dtype=getattr(torch, layout.dtype))

@@ -142,18 +142,18 @@ def _fitting(
     if tokenizer is None:
         return listing.checkpoints, None, skipped
     options = LayoutOptions(token_order=tokenizer.order, rank=tokenizer.rank, chunk=tokenizer.chunk)
-    surveyed = survey(listing.checkpoints, _ANY_ALPHA)
-    skipped += surveyed.skipped
-    if not surveyed.teachers:
+    surveyed, unread = survey(listing.checkpoints, _ANY_ALPHA)
+    skipped += unread
+    if not surveyed:
         return [], None, skipped
     try:
-        layout = choose_layout(surveyed.teachers, options, folder)
+        layout = choose_layout(surveyed, options, folder)
     except PlanError as error:
         do = "Give a folder of checkpoints of one kind, or a LoraTokenizer2D with a rank."
         raise UsageError(
             error.what, where=error.where, expected=error.expected, got=error.got, do=do
         ) from error
-    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    teachers, misfits = keep_fitting(surveyed, layout, options)
     fitting = {teacher.path for teacher in teachers}
     return [one for one in listing.checkpoints if one.path in fitting], layout, skipped + misfits
 
