@@ -157,21 +157,6 @@ class PackOptions:
                 "must be a fraction", where="split", expected="0 <= val < 1", got=shown(self.split)
             )
 
-    @classmethod
-    def from_recorded(cls, recorded: Mapping[str, Any], **given: Any) -> PackOptions:
-        """The options of the build that made a set, from what :meth:`content` gave it; paths as they are given now.
-
-        Raises:
-            UsageError: They are none that a build takes.
-        """
-        names = {field.name for field in fields(cls)} - _UNRECORDED.union(_PATHS)
-        try:
-            values = {name: recorded[name] for name in names}
-            values |= {name: values[name] or None for name in _RECORDED_AS_0}
-            return cls(**values, **given)
-        except (KeyError, TypeError) as error:
-            raise UsageError("the set does not record the options of a build", got=repr(error)) from error
-
     @property
     def layout(self) -> LayoutOptions:
         """What is asked of the set's layout."""
@@ -194,3 +179,22 @@ class PackOptions:
 
 def _set(options: PackOptions, name: str, value: object) -> None:
     object.__setattr__(options, name, value)  # frozen for everybody else
+
+
+def recorded_options(recorded: Mapping[str, Any], **given: Any) -> PackOptions:
+    """The options of the build that made a set.
+
+    Args:
+        recorded: What :meth:`PackOptions.content` gave it.
+        given: Paths as they are now, and what else a set does not record.
+
+    Raises:
+        UsageError: They are none that a build takes.
+    """
+    names = {field.name for field in fields(PackOptions)} - _UNRECORDED.union(_PATHS)
+    try:
+        values = {name: recorded[name] for name in names}
+        values |= {name: values[name] or None for name in _RECORDED_AS_0}
+        return PackOptions(**values, **given)
+    except (KeyError, TypeError) as error:
+        raise UsageError("the set does not record the options of a build", got=repr(error)) from error

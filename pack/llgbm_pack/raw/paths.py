@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.deltas.manifest import DeltaEntry
@@ -18,6 +19,7 @@ from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.raw.lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
 from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
+from llgbm_pack.raw.values import some_reasons
 from llgbm_pack.sources.directory import CONFIG, WEIGHTS
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
@@ -106,6 +108,16 @@ class ItemDeltas:
         entry = self.entry(idx)
         return None if entry is None else self.joined.source.load(entry)
 
+    def of_item(self, idx: int, item: Any) -> tuple[Tensor, bool]:
+        """The delta of an item that was read, and whether it is one, or zeros in its place.
+
+        Raises:
+            UsageError: As :meth:`refuse_another`.
+        """
+        self.refuse_another(idx, item)
+        entry = self.entry(idx)
+        return (self.joined.zeros(), False) if entry is None else (self.joined.source.tensor(entry), True)
+
     def all_entries(self) -> dict[str, DeltaEntry]:
         """The delta of each path that has one."""
         found = {path: self.entry_of(path) for path in self.paths.distinct()}
@@ -143,6 +155,19 @@ class ItemDeltas:
                 reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
                 rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
         return rows
+
+    def tell_missing(self, *, left_out: bool) -> list[Skip]:
+        """As :meth:`missing`, which is told in a warning: either they are left out, or zeros stand for their deltas."""
+        missing = self.missing()
+        if missing:
+            what = "left out" if left_out else "zeros, has_delta False"
+            have, count = len(self.having()), len(self.paths)
+            _LOG.warning(
+                "%d of %d items have no delta (%s): %s", count - have, count, what, some_reasons(missing)
+            )
+            if not left_out:
+                self.joined.zeros()  # raises now what would fail at the first of them
+        return missing
 
 
 def _known_paths(base: Any) -> ItemPaths | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex, cast
@@ -10,7 +9,6 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from llgbm_pack.deltas.cache import DeltaCache
@@ -24,13 +22,10 @@ from llgbm_pack.raw.values import (
     collate_tuples,
     item_number,
     require_batch,
-    some_reasons,
     tokens_and_condition,
 )
 from llgbm_shards.arguments import is_number, require
 from llgbm_shards.errors import UsageError
-
-_LOG = logging.getLogger(__name__)
 
 
 class DeltaAugmentedDataset(Dataset[DeltaSample]):
@@ -91,7 +86,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         """
         place = self._find()[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = _delta(self._deltas, place, item)
+        delta, found = self._deltas.of_item(place, item)
         tokens, condition = tokens_and_condition(item)
         return DeltaSample((tokens, condition, delta), found)
 
@@ -120,15 +115,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
     def _find(self) -> ChosenIndices:
         if self._indices is None:
             having = self._deltas.having()
-            self._missing = self._deltas.missing()
-            if self._missing:
-                _tell(
-                    self._deltas,
-                    self._missing,
-                    "left out" if self.require_delta else "zeros, has_delta False",
-                )
-                if not self.require_delta:
-                    self._deltas.joined.zeros()  # raises now what would fail at the first of them
+            self._missing = self._deltas.tell_missing(left_out=self.require_delta)
             everything = ChosenIndices(self._deltas.paths, lambda _: True)
             self._indices = having if self.require_delta else everything
         return self._indices
@@ -211,7 +198,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
         self._check()
         place = range(len(self.base_dataset))[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = _delta(self._deltas, place, item)
+        delta, found = self._deltas.of_item(place, item)
         if isinstance(item, Mapping):
             return {**item, "delta": delta, "has_delta": torch.tensor(found)}
         if isinstance(item, (tuple, list)):
@@ -247,10 +234,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
 
     def _check(self) -> list[Skip]:
         if self._missing is None:
-            self._missing = self._deltas.missing()
-            if self._missing:
-                _tell(self._deltas, self._missing, "zeros, has_delta False")
-                self._deltas.joined.zeros()  # raises now what would fail at the first of them
+            self._missing = self._deltas.tell_missing(left_out=False)
         return self._missing
 
 
@@ -270,16 +254,3 @@ def wrap_dnd_dataset(
     """
     require(callable(dataset_class), "dataset_class", "a class", dataset_class)
     return DnDDatasetWithDelta(dataset_class(**dataset_kwargs), delta_cache_dir)
-
-
-def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
-    """The delta of an item and whether it is one."""
-    deltas.refuse_another(place, item)
-    entry = deltas.entry(place)
-    joined = deltas.joined
-    return (joined.zeros(), False) if entry is None else (joined.source.tensor(entry), True)
-
-
-def _tell(deltas: ItemDeltas, missing: Sequence[Skip], what: str) -> None:
-    count, first = len(deltas.paths), some_reasons(missing)
-    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, first)

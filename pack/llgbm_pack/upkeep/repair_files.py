@@ -204,8 +204,8 @@ def restore_skipped(
         StorageError: It cannot be written.
     """
     plan = restorer.plan
-    late = [sample.path for job in plan.jobs for sample in job.samples if sample.path not in packed]
-    skipped = [*plan.skipped, *(Skip(path, restorer.skips_again(path)) for path in late)]
+    late = [sample for job in plan.jobs for sample in job.samples if sample.path not in packed]
+    skipped = [*plan.skipped, *(Skip(sample.path, restorer.skips_again(sample)) for sample in late)]
     data = skipped_json(sorted(skipped, key=lambda skip: skip.checkpoint))
     if blake3_hex(data) != record.file(SKIPPED_NAME).digest:
         raise RepairError(

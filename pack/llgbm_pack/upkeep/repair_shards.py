@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from llgbm_pack.packing.checkpoint import Packer
 from llgbm_pack.packing.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_pack.plan.assignment import Assignment
 from llgbm_pack.plan.option_values import pairs_option, path_option, tokenizer_option
-from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.options import PackOptions, recorded_options
 from llgbm_pack.plan.plan import Plan, make_plan
-from llgbm_pack.plan.values import PlannedSample, SetPart, ShardJob
+from llgbm_pack.plan.values import PlannedSample, SetPart
 from llgbm_shards.errors import CheckpointError, RepairError, UsageError
 from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
@@ -82,8 +83,8 @@ class ShardRestorer:
         rows: Sequence[Row] | None,
         skipped: Sequence[str],
     ) -> None:
-        self._options, self._record, self._rows = options, record, rows
-        self._damaged, self._skipped = damaged, skipped
+        self._options, self._record = options, record
+        self._damaged, self._rows, self._skipped = damaged, rows, skipped
 
     def restore(self, entry: ShardEntry) -> None:
         """Put one shard back, durably; its place stays untouched unless the new one has the recorded digest.
@@ -93,7 +94,7 @@ class ShardRestorer:
             UsageError: A source the set was packed with was not given, or the zoo gives no plan.
             StorageError: It cannot be written.
         """
-        samples = self._planned(entry) if self._rows is None else self._recorded(entry, self._rows)
+        samples = self._planned(entry) if self._rows is None else self._recorded(entry)
         changed: list[str] = []
 
         def accept(shard: WrittenShard) -> None:
@@ -113,11 +114,10 @@ class ShardRestorer:
         if written is None:
             raise _changed(entry.name, "none of its checkpoints is left")
 
-    def skips_again(self, path: str) -> str:
+    def skips_again(self, planned: PlannedSample) -> str:
         """Why a checkpoint that the plan holds and the set does not could not be packed; "" when it can be."""
-        planned = {sample.path: sample for job in self.plan.jobs for sample in job.samples}
         try:
-            self._packer.pack(planned[path])
+            self._packer.pack(planned)
         except CheckpointError as error:
             return str(error)
         return ""
@@ -145,18 +145,25 @@ class ShardRestorer:
             entry.name, "the zoo: a plan of it as it is now has no such shard, and the index is lost"
         )
 
-    def _recorded(self, entry: ShardEntry, rows: Sequence[Row]) -> list[tuple[PlannedSample, Row | None]]:
+    def _recorded(self, entry: ShardEntry) -> list[tuple[PlannedSample, Row | None]]:
         """The samples of a shard by the index, with what it says of each."""
-        own = {row["checkpoint"]: row for row in rows if row["shard"] == entry.name}
-        planned = {sample.path: sample for sample in self._jobs[entry.name].samples}
+        planned = {sample.path: sample for job in self._part.jobs for sample in job.samples}
         reasons = {skip.checkpoint: skip.reason for skip in self._part.skipped}
-        lost = [f"{path}: {reasons.get(path, 'gone from the zoo')}" for path in own if path not in planned]
+        rows = {row["checkpoint"]: row for row in self._by_shard[entry.name]}
+        lost = [f"{path}: {reasons.get(path, 'gone from the zoo')}" for path in rows if path not in planned]
         if lost:
             raise _changed(entry.name, "; ".join(lost))
         return [
             (replace(planned[path], task=row["task"], base_model=row["base_model"]), row)
-            for path, row in own.items()
+            for path, row in rows.items()
         ]
+
+    @functools.cached_property
+    def _by_shard(self) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self._rows or ():
+            rows[row["shard"]].append(row)
+        return rows
 
     @functools.cached_property
     def _packer(self) -> Packer:
@@ -170,21 +177,19 @@ class ShardRestorer:
         Raises:
             UsageError: The zoo no longer allows the build that made the set.
         """
-        return make_plan(pack_options(self._options, self._record))
+        return make_plan(_pack_options(self._options, self._record))
 
     @functools.cached_property
     def _part(self) -> Plan:
         """The plan of the damaged shards, by the index."""
         record, rows = self._record, self._rows or ()
-        shards = [
+        shards = (
             Assignment(
-                entry.name,
-                entry.split,
-                tuple(row["checkpoint"] for row in rows if row["shard"] == entry.name),
+                entry.name, entry.split, tuple(row["checkpoint"] for row in self._by_shard[entry.name])
             )
             for entry in record.shards
             if entry.name in self._damaged
-        ]
+        )
         part = SetPart(
             layout=record.layout,
             conditions=ConditionSpec.from_json(record.texts) if record.texts["forms"] else None,
@@ -193,20 +198,11 @@ class ShardRestorer:
             with_delta=frozenset(row["checkpoint"] for row in rows if row["has_delta"]),
             known=(*(row["checkpoint"] for row in rows), *self._skipped),
         )
-        return make_plan(pack_options(self._options, record), only=part)
-
-    @functools.cached_property
-    def _jobs(self) -> dict[str, ShardJob]:
-        return {job.name: job for job in self._part.jobs}
+        return make_plan(_pack_options(self._options, record), only=part)
 
 
-def pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
-    """The options of the build that made the set, with the paths given now.
-
-    Raises:
-        UsageError: A source the set was packed with was not given, the recorded options are none that a build
-            takes, or zoo and set overlap.
-    """
+def _pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
+    """The options of the build that made the set, with the paths given now, all that it was packed with."""
     for name, given in (("deltas", options.deltas), ("texts", options.texts)):
         if record.options.get(name) and given is None:
             raise UsageError(
@@ -214,7 +210,7 @@ def pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
                 expected=f"--{name} DIR",
                 got=f"none; it was {record.options[name]}",
             )
-    return PackOptions.from_recorded(
+    return recorded_options(
         record.options,
         zoo=options.zoo,
         out=options.out,

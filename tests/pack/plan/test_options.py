@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llgbm_pack import PackOptions
+from llgbm_pack.plan.options import recorded_options
 from llgbm_shards.errors import UsageError
 
 
@@ -75,8 +76,8 @@ def test_what_a_set_records_gives_the_options_again(tmp_path):
             **places, rank=4, chunk=8, alpha=2, max_texts=None, limit=3, forms=("answer",), split=0.5
         ),
     ):
-        assert PackOptions.from_recorded(options.content(), **places) == options
+        assert recorded_options(options.content(), **places) == options
     with pytest.raises(UsageError, match=r"does not record the options.*joiner"):
-        PackOptions.from_recorded(
+        recorded_options(
             {name: value for name, value in options.content().items() if name != "joiner"}, **places
         )
