@@ -29,12 +29,14 @@ class Refusal:
         where: The cache, as the user knows it.
         maps: How paths of the cache are rewritten.
         apart: How deltas that are unlike are kept apart.
+        most: What most of the deltas are called.
     """
 
     kind: type[PlanError | UsageError]
     where: str
     maps: str
     apart: str
+    most: str
 
     def of_rows(self, what: str, rows: Sequence[str], do: str) -> None:
         """Raise, if there are rows."""
@@ -144,15 +146,22 @@ def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:
         )
 
 
-def verify(deltas: Iterable[tuple[str, DeltaEntry]], load: Load) -> tuple[dict[str, int], dict[str, str]]:
+def verify(
+    deltas: Iterable[tuple[str, DeltaEntry]], load: Load, refuse: Refusal
+) -> tuple[int, dict[str, str]]:
     """Read each delta once; none is kept.
 
     Args:
         deltas: Checkpoints and their deltas.
         load: Reads one.
+        refuse: How to refuse.
 
     Returns:
-        The width of each sound delta, and what is wrong with each of the others, by checkpoint.
+        The width that most of the sound ones have, 0 when none is sound; and, by checkpoint, what is wrong with each
+        delta that is not sound or of another width.
+
+    Raises:
+        PlanError, UsageError: By ``refuse``: two widths have most of them.
     """
     widths: dict[str, int] = {}
     faults: dict[str, str] = {}
@@ -161,15 +170,14 @@ def verify(deltas: Iterable[tuple[str, DeltaEntry]], load: Load) -> tuple[dict[s
             widths[path] = len(load(entry))
         except CheckpointError as error:
             faults[path] = str(error)
-    return widths, faults
+    most = _common_width(widths, refuse)
+    for path, width in widths.items():
+        if width != most:
+            faults[path] = f"delta of another width than {refuse.most}: expected {most}, got {width}"
+    return most, faults
 
 
-def common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
-    """The width that most deltas have; 0 when there are none.
-
-    Raises:
-        PlanError, UsageError: By ``refuse``: two widths have most of them.
-    """
+def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
     counts = Counter(widths.values()).most_common(2)
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
         got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle, verify
+from llgbm_pack.deltas.agree import Refusal, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.lag import LagCorrelation
@@ -87,6 +87,7 @@ def _refusal(directory: Path) -> Refusal:
         where=str(directory),
         maps="--map OLD=NEW",
         apart="Pack one set for each, with --include or with separate delta caches.",
+        most="most of the set",
     )
 
 
@@ -127,25 +128,18 @@ def _verified(
             plan.notes.append(Note(checkpoint=owner[entry.key], what=f"delta {loaded.note}"))
         return loaded.array
 
-    widths, faults = verify(((owner[one.key], one) for one in entries if one.key in owner), load)
-    plan.width = _common_width(widths, refuse)
-    for path, width in widths.items():
-        if width != plan.width:
-            faults[path] = f"delta of another width than most of the set: expected {plan.width}, got {width}"
-    plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
-    if lag.suspicious:
-        plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
-    return {path: match for path, match in matches.items() if widths.get(path) == plan.width}
-
-
-def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
-    if not widths:
+    deltas = ((owner[one.key], one) for one in entries if one.key in owner)
+    plan.width, faults = verify(deltas, load, refuse)
+    if not plan.width:
         raise PlanError(
             "no delta belongs to any checkpoint of the zoo",
             where=refuse.where,
             do="Check --deltas; rewrite its paths with --map OLD=NEW; or leave --deltas out.",
         )
-    return common_width(widths, refuse)
+    plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
+    if lag.suspicious:
+        plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
+    return {path: match for path, match in matches.items() if path not in faults}
 
 
 def _lag_warning(lag: LagCorrelation) -> str:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle, verify
+from llgbm_pack.deltas.agree import Refusal, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
@@ -31,6 +31,7 @@ _REFUSAL: Final = Refusal(
     where="delta_cache",
     maps="maps=[(old, new)]",
     apart="Use one folder of checkpoints, or one cache, for each.",
+    most="most",
 )
 
 
@@ -165,13 +166,9 @@ def join_verified(
         _LOG.warning("%s: %s", path, what)
     matches = settled.matches
     refuse_mixed(matches, _REFUSAL)
-    widths, faults = verify(((path, match.entry) for path, match in matches.items()), source.load)
-    width = common_width(widths, _REFUSAL) or source.own_width()
-    for path, own in widths.items():
-        if own != width:
-            faults[path] = f"delta of another width than most: expected {width}, got {own}"
+    width, faults = verify(((path, match.entry) for path, match in matches.items()), source.load, _REFUSAL)
     sound = {path: match.entry for path, match in matches.items() if path not in faults}
-    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width)
+    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width or source.own_width())
 
 
 def _load(source: DeltaSource, entries: Mapping[str, DeltaEntry], path: str) -> NDArray[np.float32]:
