@@ -22,7 +22,6 @@ from llgbm_shards.errors import DiskFullError, StorageError
 TEMPORARY: Final = ".tmp-"
 _MAX_PARTS: Final = 512  # under IOV_MAX
 _MAX_READ: Final = 1 << 30
-_PART: Final = 1 << 20
 Buffer = bytes | bytearray | memoryview
 #: Anything with the buffer protocol that can be written to.
 Target = Any
@@ -224,11 +223,12 @@ def read_at_most(path: Path, max_bytes: int) -> bytes:
         IrregularError: Something else than a regular file has the name.
         OSError: It cannot be read.
     """
-    data = bytearray()
     with opened_file(path) as fd:
-        while part := read_range(fd, len(data), min(_PART, max_bytes + 1 - len(data))):
-            data += part
-    return bytes(data)
+        # By its size, not by what it may have: a buffer of the largest size would be made for each small file.
+        size = min(os.fstat(fd).st_size, max_bytes) + 1
+        data = read_range(fd, 0, size)
+        grown = len(data) == size <= max_bytes
+        return data + read_range(fd, size, max_bytes + 1 - size) if grown else data
 
 
 def read_file(path: Path, *, max_bytes: int | None = None, dir_fd: int | None = None) -> bytes:
