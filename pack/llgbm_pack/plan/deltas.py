@@ -66,9 +66,9 @@ def plan_deltas(
     entries = _entries(options.deltas)
     wanted = {teacher.path for teacher in teachers}
     paths = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps)
+    joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
     refuse = refusal(options.deltas)
-    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    settled = settle(joined, wanted, refuse)
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
     _apply_missing_policy(settled.missing, plan, options)
     refuse_mixed(settled.matches, refuse)

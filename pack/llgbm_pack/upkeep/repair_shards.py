@@ -188,10 +188,14 @@ class ShardRestorer:
             paths += [candidate.path for candidate in walk_zoo(options.zoo).checkpoints]
         entries: Sequence[DeltaEntry] = DeltaCache(self._options.deltas).entries()
         joined = join_deltas(
-            list(dict.fromkeys(paths)), zoo_root=options.zoo, entries=entries, maps=options.maps
+            list(dict.fromkeys(paths)),
+            zoo_root=options.zoo,
+            entries=entries,
+            maps=options.maps,
+            tasks=self._tasks,
         )
         refuse = refusal(self._options.deltas)
-        return settle(joined, set(self._known), lambda e: e.load().array, refuse, self._tasks).matches
+        return settle(joined, set(self._known), refuse).matches
 
 
 def _differences(sample: PackedSample, row: Row) -> str:
