@@ -21,8 +21,8 @@ from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.held import HeldShard
 from llgbm_shards.index import index_schema
+from llgbm_shards.members import fixed_sizes
 from llgbm_shards.names import INDEX_NAME
-from llgbm_shards.sample import fixed_sizes
 from llgbm_shards.shardset import ShardSet
 
 

@@ -18,7 +18,7 @@ from llgbm_shards.errors import HeaderError
 from llgbm_shards.findings import Finding
 from llgbm_shards.json_schema import schema_faults
 from llgbm_shards.layout import PADDING_BITS, Layout
-from llgbm_shards.sample import SUFFIX, sample_key
+from llgbm_shards.members import SUFFIX, sample_key
 from llgbm_shards.shardset import MemberExtent, Sample, ShardSet, decode_sample
 from llgbm_shards.texts import check_vocabulary
 

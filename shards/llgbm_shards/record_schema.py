@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import DIGEST, SHARD
-from llgbm_shards.sample import SUFFIX
 from llgbm_shards.texts import ConditionSpec
 
 _LARGEST: Final = 1 << 62

@@ -125,6 +125,7 @@ def lock(data: bytes) -> None:
 
 
 def skipped_list(data: bytes) -> None:
-    from llgbm_pack.upkeep.repair_files import SKIPPED_NAME, skipped_checkpoints
+    from llgbm_pack.upkeep.repair_files import skipped_checkpoints
+    from llgbm_shards.names import SKIPPED_NAME
 
     assert all(isinstance(path, str) for path in skipped_checkpoints(put(data, f"set/{SKIPPED_NAME}").parent))

@@ -41,7 +41,7 @@ def safetensors(data: bytes) -> None:
 
 
 def texts_member(data: bytes) -> None:
-    from llgbm_shards.sample import decode_texts
+    from llgbm_shards.members import decode_texts
     from llgbm_shards.texts import RaggedTexts
     from support.synthetic import FORMS
 

@@ -16,7 +16,7 @@ import torch
 import xxhash
 
 from llgbm_shards.errors import DamageError, UsageError
-from llgbm_shards.sample import SUFFIX, body_header
+from llgbm_shards.members import SUFFIX, body_header
 from llgbm_shards.shardset import MemberExtent, ShardSet
 from llgbm_shards.storage import read_into, storage_errors
 

@@ -13,7 +13,6 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from llgbm_pack.packing.sample_json import columns, describe
-from llgbm_pack.packing.shard_writer import PackedSample
 from llgbm_pack.packing.threads import one_thread
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.adapter import Adapter, parse_adapter
@@ -22,12 +21,13 @@ from llgbm_pack.sources.weights_file import Source, SourceReader
 from llgbm_pack.tokenize.casts import Casts
 from llgbm_pack.tokenize.conditions import ConditionEncoder
 from llgbm_pack.tokenize.encode import BodyEncoder
-from llgbm_shards import sample as codec
+from llgbm_shards import members as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
+from llgbm_shards.members import EncodedMember
 from llgbm_shards.names import TOKENIZER_DIRECTORY
-from llgbm_shards.sample import EncodedMember
+from llgbm_shards.shard_writer import PackedSample
 from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.storage import opened_file, read_range
 from llgbm_shards.tensors import TensorSpec

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from llgbm_pack.packing.card import dataset_card
 from llgbm_pack.packing.shard_record import ShardRecord
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import PackContext
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.index import encode_index, index_schema
+from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, parse_record
 from llgbm_shards.storage import read_file, write_file
@@ -40,7 +38,9 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
         shards=tuple(_shard_entry(shard) for shard in records if shard.rows),
         files=(),
     )
-    index = encode_index(_index_rows(records, context), context.members, bare.about())
+    # Row order is the sample number: shards in the plan's order, samples in tar order.
+    rows = index_columns((row for record in records for row in record.rows), context.members)
+    index = encode_index(rows, context.members, bare.about())
     files = [
         _put(context.out, INDEX_NAME, index),
         _put(context.out, SKIPPED_NAME, skipped_json(skipped)),
@@ -78,13 +78,3 @@ def _shard_entry(record: ShardRecord) -> ShardEntry:
     return ShardEntry(
         name=record.name, split=record.split, samples=len(record.rows), size=record.size, digest=record.digest
     )
-
-
-def _index_rows(records: Sequence[ShardRecord], context: PackContext) -> dict[str, list[Any]]:
-    """Index columns; row order is the sample number: shards in the plan's order, samples in tar order."""
-    columns: dict[str, list[Any]] = {name: [] for name in index_schema(context.members).names}
-    for record in records:
-        for row in record.rows:
-            for name, values in columns.items():
-                values.append(bytes.fromhex(row[name]) if name.endswith(".blake3") else row[name])
-    return columns
