@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from llgbm_pack.packing.outside import refuse_in_set
 from llgbm_pack.sources.peft_keys import peft_key
 from llgbm_pack.tokenize.decode import decode_body
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.layout import Layout
+from llgbm_shards.out_directory import refuse_in_set
 from llgbm_shards.shardset import Sample, ShardSet
 from llgbm_shards.storage import fsync_directory, storage_errors
 
