@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from blake3 import blake3
@@ -12,11 +14,15 @@ from llgbm_shards.arguments import shown
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
-from llgbm_shards.names import DIGEST, RECORD_NAME
-from llgbm_shards.record_schema import check_record
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import DIGEST, RECORD_NAME, SHARD
+from llgbm_shards.schema import RECORD, refuse_faults
+from llgbm_shards.texts import ConditionSpec
 
 FORMAT: Final = "llgbm-shards/1"
 MAX_RECORD_BYTES: Final = 256 << 20
+#: A member takes a header block and a data block at least.
+_LEAST_MEMBER_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +129,61 @@ def parse_record(data: bytes) -> CommitRecord:
             raise HeaderError(
                 "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
             )
-        check_record(fields)
+        _check(fields)
         return _from_json(fields, actual)
     except HeaderError as error:
         place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
         raise DamageError(
             f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
         ) from error
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Refuse what no build writes: other fields or types, names that lead out of the set, more than fits.
+
+    Raises:
+        HeaderError: Says which field.
+    """
+    refuse_faults(fields, RECORD, "record", "")
+    for number, row in enumerate(fields["shards"]):
+        most = row["size"] // (_LEAST_MEMBER_BYTES * max(len(fields["members"]), 1))
+        if row["samples"] > most:
+            raise _impossible("more samples than fit", f"shards[{number}]", f"at most {most}", row["samples"])
+        if not SHARD.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
+            what = "not the name of a shard of its split"
+            raise _impossible(what, f"shards[{number}]", "SPLIT-NNNNNN.tar", row["name"])
+    for number, row in enumerate(fields["files"]):
+        if not _inside(row["name"]):
+            what, expected = "not a path inside the set", "a relative POSIX path"
+            raise _impossible(what, f"files[{number}]", expected, row["name"])
+    counts = Counter(row["name"] for row in (*fields["shards"], *fields["files"]))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise _impossible("a file listed twice", "shards and files", "each once", twice[0])
+    _check_members(fields)
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return (
+        name == path.as_posix() and name.isprintable() and not path.is_absolute() and ".." not in path.parts
+    )
+
+
+def _check_members(fields: dict[str, Any]) -> None:
+    """The member list is some of the known ones in their order, and agrees with texts and delta_width."""
+    forms = fields["texts"].get("forms")
+    if forms != []:
+        ConditionSpec.from_json(fields["texts"], where="texts")
+    absent = {"texts"} if forms == [] else set()
+    absent |= set() if fields["delta_width"] else {"delta"}
+    expected = [name for name in SUFFIX if name not in absent]
+    if fields["members"] != expected:
+        what = "members do not fit texts and delta_width"
+        raise _impossible(what, "members", f"{expected}", fields["members"])
+
+
+def _impossible(what: str, where: str, expected: str, got: object) -> HeaderError:
+    return HeaderError(what, where=where, expected=expected, got=f"{got!s:.120}")
 
 
 def record_of(
