@@ -180,8 +180,8 @@ def loader_state(data: bytes) -> None:
 
 
 def credentials(data: bytes) -> None:
-    from llgbm_shards.credentials import without_credentials
-    from llgbm_shards.printable import printable
+    from llgbm_pack.cli.output import printable
+    from llgbm_shards.public import without_credentials
 
     text = without_credentials(data.decode("utf-8", "surrogateescape"))
     printable(text)
