@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from blake3 import blake3
 
 from llgbm_shards.arguments import shown
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
+from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.names import DIGEST, RECORD_NAME, SHARD
-from llgbm_shards.schema import RECORD, refuse_faults
+from llgbm_shards.names import DIGEST, RECORD_NAME
+from llgbm_shards.schema import check_record
+from llgbm_shards.storage import open_regular, read_range, storage_errors
 from llgbm_shards.texts import ConditionSpec
 
 FORMAT: Final = "llgbm-shards/1"
 MAX_RECORD_BYTES: Final = 256 << 20
-#: A member takes a header block and a data block at least.
-_LEAST_MEMBER_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,44 +129,14 @@ def parse_record(data: bytes) -> CommitRecord:
             raise HeaderError(
                 "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
             )
-        _check(fields)
+        check_record(fields)
+        _check_members(fields)
         return _from_json(fields, actual)
     except HeaderError as error:
         place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
         raise DamageError(
             f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
         ) from error
-
-
-def _check(fields: dict[str, Any]) -> None:
-    """Refuse what no build writes: other fields or types, names that lead out of the set, more than fits.
-
-    Raises:
-        HeaderError: Says which field.
-    """
-    refuse_faults(fields, RECORD, "record", "")
-    for number, row in enumerate(fields["shards"]):
-        most = row["size"] // (_LEAST_MEMBER_BYTES * max(len(fields["members"]), 1))
-        if row["samples"] > most:
-            raise _impossible("more samples than fit", f"shards[{number}]", f"at most {most}", row["samples"])
-        if not SHARD.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
-            what = "not the name of a shard of its split"
-            raise _impossible(what, f"shards[{number}]", "SPLIT-NNNNNN.tar", row["name"])
-    for number, row in enumerate(fields["files"]):
-        if not _inside(row["name"]):
-            what, expected = "not a path inside the set", "a relative POSIX path"
-            raise _impossible(what, f"files[{number}]", expected, row["name"])
-    counts = Counter(row["name"] for row in (*fields["shards"], *fields["files"]))
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise _impossible("a file listed twice", "shards and files", "each once", twice[0])
-    _check_members(fields)
-
-
-def _inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return (
-        name == path.as_posix() and name.isprintable() and not path.is_absolute() and ".." not in path.parts
-    )
 
 
 def _check_members(fields: dict[str, Any]) -> None:
@@ -178,12 +148,8 @@ def _check_members(fields: dict[str, Any]) -> None:
     absent |= set() if fields["delta_width"] else {"delta"}
     expected = [name for name in SUFFIX if name not in absent]
     if fields["members"] != expected:
-        what = "members do not fit texts and delta_width"
-        raise _impossible(what, "members", f"{expected}", fields["members"])
-
-
-def _impossible(what: str, where: str, expected: str, got: object) -> HeaderError:
-    return HeaderError(what, where=where, expected=expected, got=f"{got!s:.120}")
+        what, got = "members do not fit texts and delta_width", f"{fields['members']!s:.120}"
+        raise HeaderError(what, where="members", expected=f"{expected}", got=got)
 
 
 def record_of(
@@ -246,3 +212,28 @@ def _from_json(fields: dict[str, Any], digest: str) -> CommitRecord:
         files=tuple(FileEntry(**row) for row in fields["files"]),
         digest=digest,
     )
+
+
+def read_listed(directory: Directory, entry: FileEntry) -> bytes:
+    """The bytes of a file that the record lists.
+
+    Raises:
+        DamageError: It is missing, or not what was written; or the set was replaced.
+        StorageError: It cannot be read.
+    """
+    path = Path(entry.name)
+    with storage_errors(path):
+        try:
+            os.lstat(path, dir_fd=directory.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            raise directory.missing(entry.name) from None
+    with open_regular(path, dir_fd=directory.fd) as fd:
+        size = os.fstat(fd).st_size
+        # Not read before its size is right: what stands there may be a hole of terabytes.
+        data = read_range(fd, 0, size) if size == entry.size else b""
+    if len(data) != entry.size:
+        raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{size} bytes")
+    actual = blake3_hex(data)
+    if actual != entry.digest:
+        raise DamageError("damaged", shard=entry.name, expected=f"digest {entry.digest}", got=actual)
+    return data

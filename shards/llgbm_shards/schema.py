@@ -7,13 +7,17 @@ nulls, no empty lists, no optional keys in samples, and fractional fields are al
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from llgbm_shards.arguments import shown
 from llgbm_shards.errors import HeaderError
-from llgbm_shards.names import DIGEST
+from llgbm_shards.names import DIGEST, SHARD
 
+#: A member takes a header block and a data block at least.
+_LEAST_MEMBER_BYTES: Final = 1024
 _LARGEST: Final = range((1 << 62) + 1)
 _WIDE: Final = range(1, (1 << 31) + 1)
 
@@ -179,3 +183,37 @@ def refuse_faults(value: Any, schema: Schema, place: str, prefix: str | None = N
     """
     for fault in faults(value, schema, place, prefix):
         raise HeaderError(fault.what, where=fault.place, expected=fault.expected, got=fault.got)
+
+
+def check_record(fields: dict[str, Any]) -> None:
+    """Refuse what no build writes: other fields or types, names that lead out of the set, more than fits.
+
+    Raises:
+        HeaderError: Says which field.
+    """
+    refuse_faults(fields, RECORD, "record", "")
+    for number, row in enumerate(fields["shards"]):
+        most = row["size"] // (_LEAST_MEMBER_BYTES * max(len(fields["members"]), 1))
+        if row["samples"] > most:
+            raise _impossible("more samples than fit", f"shards[{number}]", f"at most {most}", row["samples"])
+        if not SHARD.fullmatch(row["name"]) or row["name"].rpartition("-")[0] != row["split"]:
+            what = "not the name of a shard of its split"
+            raise _impossible(what, f"shards[{number}]", "SPLIT-NNNNNN.tar", row["name"])
+    for number, row in enumerate(fields["files"]):
+        if not _inside(row["name"]):
+            what, expected = "not a path inside the set", "a relative POSIX path"
+            raise _impossible(what, f"files[{number}]", expected, row["name"])
+    counts = Counter(row["name"] for row in (*fields["shards"], *fields["files"]))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise _impossible("a file listed twice", "shards and files", "each once", twice[0])
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return (
+        name == path.as_posix() and name.isprintable() and not path.is_absolute() and ".." not in path.parts
+    )
+
+
+def _impossible(what: str, where: str, expected: str, got: object) -> HeaderError:
+    return HeaderError(what, where=where, expected=expected, got=f"{got!s:.120}")

@@ -25,9 +25,15 @@ from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
 from llgbm_shards.members import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
 from llgbm_shards.names import INDEX_NAME, PACK_DIRECTORY, RECORD_NAME
-from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, ShardEntry, checked_digest, parse_record
+from llgbm_shards.record import (
+    MAX_RECORD_BYTES,
+    CommitRecord,
+    ShardEntry,
+    checked_digest,
+    parse_record,
+    read_listed,
+)
 from llgbm_shards.schema import SAMPLE, faults
-from llgbm_shards.set_files import read_listed
 from llgbm_shards.storage import read_file, read_range, require_set_directory, storage_errors
 
 #: Longest json member accepted.

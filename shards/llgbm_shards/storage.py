@@ -89,6 +89,21 @@ def require_set_directory(path: Path) -> None:
             raise StorageError("no such directory", where=str(path), do=do)
 
 
+def refuse_link(directory: Path) -> None:
+    """Refuse a directory of the output that is a link: what is written or removed there may be anybody's.
+
+    Raises:
+        StorageError: It is one.
+    """
+    if directory.is_symlink():
+        raise StorageError(
+            "not a directory of the output",
+            where=str(directory),
+            got="a symbolic link",
+            do="Remove the link and run the same command again.",
+        )
+
+
 def make_directory(path: Path) -> None:
     """Make a directory and the parents it lacks, all of them durable: a name is, once its own parent is synced."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Final
 
-from llgbm_pack.packing.card import dataset_card
-from llgbm_pack.packing.shard_record import ShardRecord
+from llgbm_pack.packing.unfinished import ShardRecord
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.survey import Skip
 from llgbm_shards.canonical import blake3_hex, dump_json
@@ -15,6 +15,39 @@ from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, parse_record
 from llgbm_shards.storage import read_file, write_file
+
+_CARD: Final = """\
+---
+{config}---
+# A shard set of LoRA checkpoints
+
+{samples} checkpoints, pre-tokenized by llgbm-pack: {tokens} tokens of {rank} x {chunk} {dtype} each, modules in
+`{order}` order; members of a sample: {members}.
+
+```python
+from llgbm_loader import StreamingLoader
+
+for batch in StreamingLoader("path/to/this/directory", batch_size=8):
+    ...
+```
+
+The shards are plain tar files in WebDataset form, so these read them too:
+
+```python
+import webdataset
+
+samples = webdataset.WebDataset("path/to/this/directory/{first}", shardshuffle=False)
+```
+
+```python
+import datasets
+
+rows = datasets.load_dataset("webdataset", data_files={{"train": "path/to/this/directory/train-*.tar"}},
+                             split="train", streaming=True)
+```
+
+Check it with `llgbm-check path/to/this/directory`. The format is described in FORMAT.md of llgbm-pack.
+"""
 
 
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:
@@ -47,7 +80,7 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
         *tokenizer_files(context.out),
     ]
     record = replace(bare, files=tuple(sorted(files, key=lambda entry: entry.name)))
-    write_file(context.out / CARD_NAME, dataset_card(record).encode())
+    write_file(context.out / CARD_NAME, _dataset_card(record).encode())
     data = record.to_bytes()
     write_file(context.out / RECORD_NAME, data)
     return parse_record(data)
@@ -77,4 +110,22 @@ def tokenizer_files(out: Path) -> list[FileEntry]:
 def _shard_entry(record: ShardRecord) -> ShardEntry:
     return ShardEntry(
         name=record.name, split=record.split, samples=len(record.rows), size=record.size, digest=record.digest
+    )
+
+
+def _dataset_card(record: CommitRecord) -> str:
+    """The card's text; it names no path and no time."""
+    splits = dict.fromkeys(shard.split for shard in record.shards)
+    rows = [f"      - split: {split}\n        path: {split}-*.tar\n" for split in splits]
+    config = "configs:\n  - config_name: default\n    data_files:\n" + "".join(rows)
+    return _CARD.format(
+        config=config,
+        samples=sum(shard.samples for shard in record.shards),
+        tokens=record.layout.num_tokens,
+        rank=record.layout.rank,
+        chunk=record.layout.chunk,
+        dtype=record.layout.dtype,
+        order=record.layout.token_order,
+        members=", ".join(f"`{member}`" for member in record.members),
+        first=record.shards[0].name if record.shards else "train-000000.tar",
     )

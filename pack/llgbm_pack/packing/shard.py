@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llgbm_pack.packing.checkpoint import Packer
-from llgbm_pack.packing.shard_record import ShardRecord, record_path
+from llgbm_pack.packing.unfinished import ShardRecord, record_path
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob
 from llgbm_shards.errors import CheckpointError

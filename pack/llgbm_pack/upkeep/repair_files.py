@@ -10,7 +10,6 @@ from typing import Any, Final
 import pyarrow as pa
 
 from llgbm_pack.packing.commit import skipped_json, tokenizer_files
-from llgbm_pack.packing.own_files import refuse_link
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
 from llgbm_pack.upkeep.repair_options import RepairOptions
@@ -24,7 +23,7 @@ from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_
 from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.shardset import row_extents
-from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
+from llgbm_shards.storage import open_regular, read_file, read_range, refuse_link, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
