@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from llgbm_shards.arguments import shown
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.layout import SAFETENSORS_DTYPE
 from llgbm_shards.names import DIGEST, SHARD
 
 #: A member takes a header block and a data block at least.
@@ -95,7 +96,7 @@ SAMPLE: Final[Schema] = {
     "task_type": str,
     "modules": Rows({"name": str, "rank": int, "scaling": float}, least=1),
     "source_digest": _DIGEST,
-    "source_dtype": ("bfloat16", "float16", "float32"),
+    "source_dtype": tuple(SAFETENSORS_DTYPE),
     "has_delta": bool,
     "delta": {
         "file": str,
