@@ -20,9 +20,9 @@ from llgbm_shards.arguments import (
     require,
     shown,
 )
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
+from llgbm_shards.public import without_credentials
 
 FORMS: Final = ("prompt", "answer", "prompt_answer")
 MISSING_DELTA: Final = ("error", "skip", "zeros")

@@ -17,7 +17,7 @@ from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_pack.upkeep.compare_sources import SourceJudge
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
-from llgbm_shards.set_files import read_listed
+from llgbm_shards.record import read_listed
 from llgbm_shards.shardset import MAX_JSON_BYTES, ShardSet
 from llgbm_shards.storage import opened_file, read_into
 

@@ -8,11 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llgbm_pack.packing.begin import PLAN_NAME
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
 from llgbm_pack.packing.lock import builder_lock, remove_lock
-from llgbm_pack.packing.overwrite import refuse_no_set
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
 from llgbm_pack.upkeep.repair_files import (
     restore_index,
     restore_record,
@@ -33,8 +29,9 @@ from llgbm_shards.errors import (
     UsageError,
 )
 from llgbm_shards.findings import CheckReport, Finding
-from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME, CommitRecord
+from llgbm_shards.names import INDEX_NAME, PACK_DIRECTORY, PLAN_NAME, RECORD_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.out_directory import refuse_no_set
+from llgbm_shards.record import CommitRecord
 from llgbm_shards.shardset import ShardSet, read_record
 from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
 

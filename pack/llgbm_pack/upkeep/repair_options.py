@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
 from llgbm_pack.plan.options import PackOptions, pairs_option, path_option, tokenizer_option
 from llgbm_shards.errors import UsageError
+from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, checked_digest
 
 

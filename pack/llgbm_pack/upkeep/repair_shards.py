@@ -12,7 +12,6 @@ from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.packing.checkpoint import Packer
-from llgbm_pack.packing.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_pack.plan.deltas import refusal
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.values import PackContext, PlannedSample
@@ -21,6 +20,7 @@ from llgbm_pack.sources.zoo import Candidate, walk_zoo
 from llgbm_pack.upkeep.repair_options import RepairOptions, pack_options
 from llgbm_shards.errors import CheckpointError, RepairError
 from llgbm_shards.record import CommitRecord, ShardEntry
+from llgbm_shards.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_shards.texts import ConditionSpec
 
 #: What a member is made of, for the message when it comes out differently.
