@@ -21,7 +21,6 @@ from llgbm_shards.names import TEMPORARY
 
 _MAX_PARTS: Final = 512  # under IOV_MAX
 _MAX_READ: Final = 1 << 30
-_PART: Final = 1 << 20
 Buffer = bytes | bytearray | memoryview
 #: Anything with the buffer protocol that can be written to.
 Target = Any
@@ -87,6 +86,21 @@ def require_set_directory(path: Path) -> None:
         if not path.is_dir():
             do = "Name the directory that a build wrote."
             raise StorageError("no such directory", where=str(path), do=do)
+
+
+def refuse_link(directory: Path) -> None:
+    """Refuse a directory of the output that is a link: what is written or removed there may be anybody's.
+
+    Raises:
+        StorageError: It is one.
+    """
+    if directory.is_symlink():
+        raise StorageError(
+            "not a directory of the output",
+            where=str(directory),
+            got="a symbolic link",
+            do="Remove the link and run the same command again.",
+        )
 
 
 def make_directory(path: Path) -> None:
@@ -223,11 +237,12 @@ def read_at_most(path: Path, max_bytes: int) -> bytes:
         IrregularError: Something else than a regular file has the name.
         OSError: It cannot be read.
     """
-    data = bytearray()
     with opened_file(path) as fd:
-        while part := read_range(fd, len(data), min(_PART, max_bytes + 1 - len(data))):
-            data += part
-    return bytes(data)
+        # By its size, not by what it may have: a buffer of the largest size would be made for each small file.
+        size = min(os.fstat(fd).st_size, max_bytes) + 1
+        data = read_range(fd, 0, size)
+        grown = len(data) == size <= max_bytes
+        return data + read_range(fd, size, max_bytes + 1 - size) if grown else data
 
 
 def read_file(path: Path, *, max_bytes: int | None = None, dir_fd: int | None = None) -> bytes:

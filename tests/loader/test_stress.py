@@ -13,4 +13,4 @@ from support.synthetic import write_set
 def test_no_consumer_waits_for_ever_on_a_busy_machine(tmp_path, keep):
     made = write_set(tmp_path / "set", 400, texts=False, delta_width=0, shard_samples=50)
     with busy(2):
-        assert all(one(made.path, keep, readers, 600, seed) for seed, readers in enumerate([2, 6]))
+        assert all(one(made.path, keep, readers, 200, seed) for seed, readers in enumerate([2, 6]))

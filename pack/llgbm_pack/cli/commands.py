@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from llgbm_pack.cli.check import CheckArguments, check_options, run_check
-from llgbm_pack.cli.options import BuildArguments, Output, build_options, output_options, repair_options
-from llgbm_shards.credentials import without_credentials
+from llgbm_pack.cli.options import BuildArguments, build_options, repair_options
+from llgbm_pack.cli.output import Output, escape_unwritable, output_options, printable, printable_json
 from llgbm_shards.errors import LlgbmError
-from llgbm_shards.printable import escape_unwritable, printable, printable_json
+from llgbm_shards.public import without_credentials
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.join import Ambiguity, JoinResult, Match
+from llgbm_pack.deltas.join import JoinResult, Match
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.deltas.provenance import mixed_provenance
 from llgbm_shards.errors import CheckpointError, PlanError, UsageError
 
 Load = Callable[[DeltaEntry], NDArray[np.float32]]
-
-_DISTANT: Final = "joined with a delta of another folder by its last component only"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,73 +57,25 @@ class Settled:
     notes: list[tuple[str, str]]
 
 
-def settle(
-    joined: JoinResult,
-    wanted: Collection[str],
-    load: Load,
-    refuse: Refusal,
-    tasks: Mapping[str, str] | None = None,
-) -> Settled:
+def settle(joined: JoinResult, wanted: Collection[str], refuse: Refusal) -> Settled:
     """Refuse what a join leaves in doubt, and tell what is right but unexpected.
 
     Args:
         joined: The join of the whole zoo.
         wanted: The checkpoints that count.
-        load: Reads a delta, to see whether candidates are equal.
         refuse: How to refuse.
-        tasks: Tasks of checkpoints that their paths do not tell.
 
     Raises:
-        PlanError, UsageError: By ``refuse``: a checkpoint with two candidates that differ, a delta whose name and path
-            contradict each other, a delta of another task.
+        PlanError, UsageError: By ``refuse``: a checkpoint whose delta is not certain.
     """
-    equal = {row.path: row for row in joined.ambiguous if row.path in wanted and are_equal(row, load)}
     refuse.of_rows(
-        "checkpoints with more than one delta that could be theirs",
-        [
-            f"{row.path}: " + " or ".join(f"{entry.key} ({entry.path})" for entry in row.entries)
-            for row in joined.ambiguous
-            if row.path in wanted and row.path not in equal
-        ],
+        "checkpoints with more than one delta that could be theirs, or one that contradicts itself",
+        [str(doubt) for doubt in joined.doubts if doubt.checkpoint in wanted],
         f"Rewrite the cache's paths with {refuse.maps}, or remove the wrong entries.",
     )
-    refuse.of_rows(
-        "deltas whose name means one checkpoint and whose path means another",
-        [
-            f"{row.entry.key} ({row.entry.path}): by its name {row.by_name}, by its path {row.by_path}"
-            for row in joined.contradictions
-            if row.by_name in wanted or row.by_path in wanted
-        ],
-        "Compute them again, or put the cache's manifest right.",
-    )
     matches = {path: match for path, match in joined.matches.items() if path in wanted}
-    distant = {path: matches[path].entry for path in joined.distant if path in matches}
-    refuse.of_rows(
-        "deltas of another task than their checkpoint's",
-        [
-            f"{path}: {entry.key} ({entry.path}) of task {entry.task}"
-            for path, entry in distant.items()
-            if entry.task and entry.task not in {*path.split("/"), (tasks or {}).get(path, "")}
-        ],
-        f"Rewrite the cache's paths with {refuse.maps} where a task was renamed, or leave these out.",
-    )
-    notes = [(path, f"{_DISTANT}: {entry.path}") for path, entry in distant.items()]
-    for path, row in equal.items():
-        matches[path] = Match(row.entries[0], row.matched_by)
-        listed = " and ".join(f"{entry.key} ({entry.path})" for entry in row.entries)
-        notes.append((path, f"more than one delta that could be its own, with equal values: {listed}"))
+    notes = [(path, match.note) for path, match in matches.items() if match.note]
     return Settled(matches, [path for path in joined.missing if path in wanted], notes)
-
-
-def are_equal(row: Ambiguity, load: Load) -> bool:
-    """Whether all candidates are deltas of one checkpoint, sound, and equal to the bit."""
-    if row.shared or len(row.entries) < 2:
-        return False
-    try:
-        first, *others = (load(entry) for entry in row.entries)
-    except CheckpointError:
-        return False
-    return all(first.tobytes() == other.tobytes() for other in others)
 
 
 def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:

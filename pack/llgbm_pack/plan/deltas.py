@@ -65,9 +65,9 @@ def plan_deltas(
         return plan
     entries = _entries(options.deltas)
     every_path = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps)
+    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
     refuse = _refusal(options.deltas)
-    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    settled = settle(joined, wanted, refuse)
     if only:
         lost = "no delta found (give --map as for the build)"
         plan.skipped += [Skip(path, lost) for path in settled.missing]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llgbm_shards.arguments import as_index, is_one_of, is_text, local_path, require, shown
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import UsageError
+from llgbm_shards.public import without_credentials
 
 
 def path_option(name: str, value: object, *, optional: bool) -> Path | None:

@@ -20,7 +20,7 @@ from llgbm_pack.sources.tasks import zoo_tasks
 from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_pack.tokenize.conditions import describe, load_tokenizer
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.texts import ConditionSpec
 
 

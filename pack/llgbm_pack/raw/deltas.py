@@ -146,6 +146,7 @@ def join_verified(
     zoo_root: str | os.PathLike[str],
     wanted: Sequence[str] | None = None,
     maps: Maps = (),
+    tasks: Mapping[str, str] | None = None,
 ) -> JoinedDeltas:
     """Join checkpoints with deltas as a build does, and read each joined delta once to verify it; none is kept.
 
@@ -155,13 +156,16 @@ def join_verified(
         zoo_root: The zoo.
         wanted: Those to find deltas for; all by default.
         maps: (old, new) prefixes to rewrite in the cache's paths.
+        tasks: Tasks the zoo's own manifest names, by path; None where the checkpoints are of no zoo.
 
     Raises:
         UsageError: A checkpoint with two candidates, a delta that contradicts itself or its task, deltas that were not
             measured alike, or no width that most of them share.
     """
-    joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
-    settled = settle(joined, set(checkpoints if wanted is None else wanted), source.load, _REFUSAL)
+    joined = join_deltas(
+        checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps, tasks=tasks, load=source.load
+    )
+    settled = settle(joined, set(checkpoints if wanted is None else wanted), _REFUSAL)
     for path, what in settled.notes:
         _LOG.warning("%s: %s", path, what)
     matches = settled.matches

@@ -101,14 +101,17 @@ def read_zoo(
     candidates, layout, skipped = _fitting(listing, folder, tokenizer)
     wanted = [candidate.path for candidate in candidates]
     known = [*(one.path for one in listing.checkpoints), *(one.path for one in listing.rejected)]
-    deltas = join_verified(source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps)
+    need_tasks = tasks or texts is not None or any(entry.task for entry in source.entries)
+    named = zoo_tasks(folder, listing.nameable) if need_tasks else {}
+    deltas = join_verified(
+        source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps, tasks=named
+    )
     zoo = RawZoo(
         found=[folder / one.path for one in listing.checkpoints],
         skipped=skipped,
         deltas=deltas,
         layout=layout,
     )
-    named = zoo_tasks(folder, listing.nameable) if tasks or texts is not None else {}
     for candidate in candidates:
         _add(zoo, candidate, folder, require_delta, texts, named.get(candidate.path, ""))
     if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):

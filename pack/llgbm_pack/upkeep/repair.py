@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llgbm_pack.packing.lock import builder_lock, remove_lock
-from llgbm_pack.packing.overwrite import refuse_no_set
 from llgbm_pack.upkeep.repair_files import (
     known_skipped,
     restore_index,
@@ -37,6 +36,7 @@ from llgbm_shards.names import (
     SKIPPED_NAME,
     TOKENIZER_DIRECTORY,
 )
+from llgbm_shards.out_directory import refuse_no_set
 from llgbm_shards.record import CommitRecord
 from llgbm_shards.shardset import ShardSet, read_record
 from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors

@@ -10,7 +10,6 @@ from typing import Any, Final
 import pyarrow as pa
 
 from llgbm_pack.packing.commit import skipped_json, tokenizer_files
-from llgbm_pack.packing.own_files import refuse_link
 from llgbm_pack.packing.sample_json import columns
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
@@ -19,13 +18,13 @@ from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, xxh3
 from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
 from llgbm_shards.index import decode_index, encode_index, index_about, index_schema, refuse_many_rows
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import row_extents
 from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
-from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
+from llgbm_shards.storage import open_regular, read_file, read_range, refuse_link, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30

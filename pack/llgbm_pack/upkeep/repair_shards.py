@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_pack.packing.checkpoint import Packer
-from llgbm_pack.packing.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_pack.plan.assignment import Assignment
 from llgbm_pack.plan.option_values import pairs_option, path_option, tokenizer_option
 from llgbm_pack.plan.options import PackOptions, recorded_options
@@ -19,6 +18,7 @@ from llgbm_pack.plan.values import PlannedSample, SetPart
 from llgbm_shards.errors import CheckpointError, RepairError, UsageError
 from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
+from llgbm_shards.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_shards.texts import ConditionSpec
 
 #: What a member is made of, for the message when it comes out differently.

@@ -529,11 +529,13 @@ def test_the_width_of_zeros_comes_from_the_cache(zoo, tmp_path):
 
 def test_two_deltas_for_one_checkpoint_stop_it(zoo):
     cache = DeltaCache(zoo.parent / "deltas")
-    for prefix in ("/a/zoo", "/b/zoo"):
-        cache.save_delta(f"{prefix}/gamma/run_005", np.ones(DELTA_WIDTH, np.float32))
+    for value, prefix in enumerate(("/a/zoo", "/b/zoo")):
+        cache.save_delta(f"{prefix}/gamma/run_005", np.full(DELTA_WIDTH, value, np.float32))
     with pytest.raises(UsageError, match="gamma/run_005"):
         dataset_of(zoo)
-    mapped = dataset_of(zoo, maps=[("/b/zoo", "/b/elsewhere/other"), ("/a/zoo", "zoo")], require_delta=False)
+    mapped = dataset_of(
+        zoo, maps=[("/b/zoo/gamma/run_005", "/b/gone"), ("/a/zoo", "zoo")], require_delta=False
+    )
     assert len(mapped) == 6
 
 

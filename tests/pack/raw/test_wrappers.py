@@ -169,9 +169,12 @@ def test_the_items_of_the_known_dataset_are_its_valid_checkpoints(cache):
 def test_paths_relative_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here, there = f"{tmp_path}/{PATHS[0]}", f"/elsewhere/{PATHS[0]}"
-    DeltaCache("deltas").save_deltas({there: np.ones(WIDTH, np.float32), here: np.zeros(WIDTH, np.float32)})
+    DeltaCache("deltas").save_delta(here, np.zeros(WIDTH, np.float32))
     dataset = DeltaAugmentedDataset(telling("checkpoints", paths=[f"./{PATHS[0]}"]), "deltas")
     assert dataset[0][2][0] == 0
+    DeltaCache("deltas").save_delta(there, np.ones(WIDTH, np.float32))
+    with pytest.raises(UsageError, match="more than one delta"):
+        DeltaAugmentedDataset(telling("checkpoints", paths=[f"./{PATHS[0]}"]), "deltas")
 
 
 def test_missing_deltas_as_zeros(cache, caplog):
@@ -231,8 +234,8 @@ def test_faulty_deltas_are_zeros_with_a_reason(cache):
 
 
 def test_two_deltas_for_one_checkpoint(cache):
-    for prefix in "ab":
-        cache.save_delta(f"/{prefix}/{PATHS[2]}", np.ones(WIDTH, np.float32))
+    for value, prefix in enumerate("ab"):
+        cache.save_delta(f"/{prefix}/{PATHS[2]}", np.full(WIDTH, value, np.float32))
     with pytest.raises(UsageError, match="more than one delta"):
         DeltaAugmentedDataset(telling("method"), cache)
 
