@@ -129,9 +129,7 @@ def parse_record(data: bytes) -> CommitRecord:
         return _from_json(fields, actual)
     except HeaderError as error:
         place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
-        raise DamageError(
-            f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
-        ) from error
+        raise error.as_(DamageError, f"{place}{error.what}", shard=RECORD_NAME) from error
 
 
 def record_of(

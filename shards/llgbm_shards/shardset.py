@@ -119,13 +119,9 @@ class ShardSet:
         try:
             data = read_listed(self.directory, self.record.file(INDEX_NAME))
         except DamageError as error:
-            raise DamageError(
-                f"not the index that was committed: {error.what}",
-                shard=INDEX_NAME,
-                expected=error.expected,
-                got=error.got,
-                do="Run `llgbm-pack repair`, or copy the set again.",
-            ) from error
+            what = f"not the index that was committed: {error.what}"
+            do = "Run `llgbm-pack repair`, or copy the set again."
+            raise error.as_(DamageError, what, shard=INDEX_NAME, do=do) from error
         refuse_many_rows(data, len(self))
         return data
 

@@ -118,7 +118,7 @@ class ConditionSpec:
                 vocab_size=value["vocab_size"],
             )
         except UsageError as error:
-            raise HeaderError(error.what, where=where, expected=error.expected, got=error.got) from error
+            raise error.as_(HeaderError, where=where) from error
 
 
 _FIELDS: Final = {

@@ -88,9 +88,7 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
     try:
         stored = parse_npy(data, where=file.name)
     except HeaderError as error:
-        raise CheckpointError(
-            error.what, where=error.where, expected=error.expected, got=error.got
-        ) from error
+        raise error.as_(CheckpointError) from error
     if not 1 <= stored.ndim <= dimensions or stored.size == 0:
         got = f"shape {stored.shape}"
         raise CheckpointError("delta of another shape", where=file.name, expected="(hidden,)", got=got)

@@ -115,7 +115,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         value = load_json(data, where=str(path), max_bytes=MAX_MANIFEST_BYTES)
     except HeaderError as error:
-        raise UsageError(error.what, where=str(path), expected=error.expected, got=error.got) from error
+        raise error.as_(UsageError) from error
     adapters = value.get("adapters") if isinstance(value, dict) else None
     if not isinstance(adapters, dict) or not all(isinstance(info, dict) for info in adapters.values()):
         raise UsageError("not a delta manifest", where=str(path), expected='{"adapters": {key: {...}}}')

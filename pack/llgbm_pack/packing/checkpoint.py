@@ -214,10 +214,6 @@ def _readable(member: EncodedMember) -> EncodedMember:
         try:
             load_json(bytes(member.parts[0]), where="json", max_bytes=MAX_JSON_BYTES)
         except HeaderError as error:
-            raise CheckpointError(
-                f"its json would be {error.what}",
-                expected=error.expected,
-                got=error.got,
-                do="Keep fewer texts of it, with --max-texts.",
-            ) from error
+            do = "Keep fewer texts of it, with --max-texts."
+            raise error.as_(CheckpointError, f"its json would be {error.what}", where="", do=do) from error
     return member

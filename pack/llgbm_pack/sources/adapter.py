@@ -9,7 +9,6 @@ from typing import Final
 
 from llgbm_pack.sources.adapter_config import (
     AdapterConfig,
-    as_checkpoint_error,
     load_config,
     parse_config,
     read_config,
@@ -96,7 +95,7 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
     except OSError as error:
         raise CheckpointError("cannot be read", where=weights.name, got=str(error.strerror)) from error
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     return parse_adapter(head, size, weights.name, config, alpha=alpha)
 
 
@@ -125,7 +124,7 @@ def _parse(
     try:
         header = parse_header(head, size, where=name)
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     keys = pair_keys(header.tensors, name)
     dtype = _dtype(header, name)
     # After the tensors: where both tell against an adapter, naming the tensor helps more.

@@ -103,7 +103,7 @@ def load_config(data: bytes, where: str) -> dict[str, Any]:
     try:
         config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     if not isinstance(config, dict):
         raise CheckpointError("not an object", where=where, got=type(config).__name__)
     kind = config.get("peft_type")
@@ -256,8 +256,3 @@ def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
     raise CheckpointError(
         "not a flag", where=f"{where}: {key}", expected="true or false", got=f"{value!r:.40}"
     )
-
-
-def as_checkpoint_error(error: HeaderError) -> CheckpointError:
-    """The same message as a fault of one checkpoint."""
-    return CheckpointError(error.what, where=error.where, expected=error.expected, got=error.got, do=error.do)

@@ -69,7 +69,7 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     try:
         value = load_json(data.removeprefix(codecs.BOM_UTF8), where=path.name, max_bytes=max_bytes)
     except HeaderError as error:
-        raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
+        raise error.as_(CheckpointError) from error
     return parse_texts(value, where=path.name)
 
 
