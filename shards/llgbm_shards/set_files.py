@@ -16,7 +16,7 @@ from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import member_lines
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
-from llgbm_shards.storage import TEMPORARY, open_regular, read_range, storage_errors
+from llgbm_shards.storage import TEMPORARY, opened_file, read_range, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
@@ -76,7 +76,7 @@ def read_listed(directory: Directory, entry: FileEntry) -> bytes:
             os.lstat(path, dir_fd=directory.fd)
         except (FileNotFoundError, NotADirectoryError):
             raise directory.missing(entry.name) from None
-    with open_regular(path, dir_fd=directory.fd) as fd:
+    with storage_errors(path), opened_file(path, dir_fd=directory.fd) as fd:
         size = os.fstat(fd).st_size
         # Not read before its size is right: what stands there may be a hole of terabytes.
         data = read_range(fd, 0, size) if size == entry.size else b""
@@ -155,7 +155,7 @@ def identify(directory: Directory, name: str, record: CommitRecord) -> str:
     """Say whose bytes a tar holds: another shard of the set, or a shard of another set; "" when it is neither."""
     lines: list[tuple[str, int, str]] = []
     try:
-        with open_regular(Path(name), dir_fd=directory.fd) as fd:
+        with storage_errors(Path(name)), opened_file(name, dir_fd=directory.fd) as fd:
             lines += member_lines(fd, name)
     except (DamageError, StorageError):
         return ""

@@ -28,7 +28,7 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.sample import EncodedMember
 from llgbm_shards.shardset import MAX_JSON_BYTES
-from llgbm_shards.storage import opened_file, read_range
+from llgbm_shards.storage import opened_file, read_errors, read_range
 from llgbm_shards.tensors import TensorSpec
 
 #: A json of at most this many bytes is within every limit of the readers.
@@ -48,7 +48,6 @@ class Packed:
     sample: PackedSample
     inputs: list[InputFile]
     notes: list[Note] = field(default_factory=list)
-    text_source: str = ""
     fallbacks: int = 0
 
 
@@ -93,7 +92,6 @@ class Packer:
         self._encode_weights(adapter, source)
         texts = self._read_texts(planned)
         packed = Packed(PackedSample(planned.key, [], {}), self._inputs(planned, source, texts))
-        packed.text_source = texts.source
         if planned.delta and planned.delta.source_digest not in ("", source.digest):
             what = "stale delta: it was measured on other weights (its source_digest differs)"
             packed.notes.append(Note(checkpoint=planned.path, what=what))
@@ -190,12 +188,9 @@ class Packer:
 
 
 def _input(path: Path) -> InputFile:
-    try:
-        with opened_file(path) as fd:
-            status = os.fstat(fd)
-            data = read_range(fd, 0, status.st_size)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=path.name, got=error.strerror or str(error)) from error
+    with read_errors(CheckpointError, path.name), opened_file(path) as fd:
+        status = os.fstat(fd)
+        data = read_range(fd, 0, status.st_size)
     return InputFile(
         path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, digest=blake3(data).hexdigest()
     )

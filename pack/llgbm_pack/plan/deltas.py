@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+from llgbm_pack.deltas.agree import LagCorrelation, Refusal, common_width, refuse_mixed, settle
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
-from llgbm_pack.deltas.lag import LagCorrelation
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.survey import Skip, Teacher

@@ -18,7 +18,7 @@ from llgbm_pack.sources.patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
 from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.storage import read_at_most
+from llgbm_shards.storage import read_at_most, read_errors
 
 Number = TypeVar("Number", int, float)
 
@@ -88,10 +88,8 @@ def read_config(path: Path) -> bytes:
     Raises:
         CheckpointError: It cannot be read.
     """
-    try:
+    with read_errors(CheckpointError, path.name):
         return read_at_most(path, MAX_CONFIG_BYTES)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=path.name, got=str(error.strerror)) from error
 
 
 def load_config(data: bytes, where: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from llgbm_shards.record import (
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import row_extents
-from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
+from llgbm_shards.storage import opened_file, read_file, read_range, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
@@ -190,7 +190,7 @@ def restore_index(out: Path, record: CommitRecord) -> None:
 
 def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
     path = out / entry.name
-    with open_regular(path) as fd:
+    with storage_errors(path), opened_file(path) as fd:
         found = recover_samples(fd, entry.name, limit=entry.size)
         for extents, info in zip(found.samples, found.infos, strict=True):
             row = {
