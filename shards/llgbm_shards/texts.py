@@ -12,7 +12,7 @@ length above the number of special tokens can be asked for later, without the to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -80,16 +80,8 @@ class ConditionSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The ``texts`` field of ``shardset.json``."""
-        return {
-            "forms": list(self.forms),
-            "joiner": self.joiner,
-            "prefix": list(self.prefix),
-            "suffix": list(self.suffix),
-            "pad_id": self.pad_id,
-            "padding_side": self.padding_side,
-            "truncation_side": self.truncation_side,
-            "vocab_size": self.vocab_size,
-        }
+        fields = asdict(self).items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
 
     @classmethod
     def from_json(cls, value: object, *, where: str = "texts") -> ConditionSpec:
@@ -106,17 +98,11 @@ class ConditionSpec:
                 raise HeaderError(
                     f"{name} has another type", where=where, expected=kind, got=repr(value[name])[:80]
                 )
+        fields: dict[str, Any] = {
+            name: tuple(field) if isinstance(field, list) else field for name, field in value.items()
+        }
         try:
-            return cls(
-                forms=tuple(value["forms"]),
-                joiner=value["joiner"],
-                prefix=tuple(value["prefix"]),
-                suffix=tuple(value["suffix"]),
-                pad_id=value["pad_id"],
-                padding_side=value["padding_side"],
-                truncation_side=value["truncation_side"],
-                vocab_size=value["vocab_size"],
-            )
+            return cls(**fields)
         except UsageError as error:
             raise error.as_(HeaderError, where=where) from error
 
@@ -216,28 +202,6 @@ def check_vocabulary(ids: NDArray[np.int32], *, where: str, vocab_size: int) -> 
         raise HeaderError(
             "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
         )
-
-
-def rebuild(
-    ids: NDArray[np.int32], spec: ConditionSpec, length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One padded condition, as the tokenizer itself would give it.
-
-    Args:
-        ids: (n,) the text's bare ids.
-        spec: What stands around them.
-        length: Length to pad and truncate to, in ids.
-
-    Returns:
-        ``input_ids`` and ``attention_mask``, each (length,) int64.
-
-    Raises:
-        UsageError: The length leaves no room beside the special ids.
-    """
-    check_length(length, spec)
-    input_ids, mask = np.empty((1, length), np.int64), np.empty((1, length), np.int64)
-    rebuild_into([ids], spec, input_ids, mask)
-    return input_ids[0], mask[0]
 
 
 def rebuild_into(
