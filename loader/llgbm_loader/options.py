@@ -24,8 +24,10 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 
+#: The member that each field of a batch needs; tokens need the scales too, see :func:`needed_members`.
+MEMBER: Final = {"tokens": "body", "scales": "scales", "condition": "texts", "delta": "delta"}
 #: Fields a batch can be made of.
-FIELDS: Final = ("tokens", "scales", "condition", "delta")
+FIELDS: Final = tuple(MEMBER)
 PADDINGS: Final = ("max_length", "longest")
 FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
 VERIFY: Final = ("full", "first-epoch", "off")
@@ -173,6 +175,14 @@ class StreamOptions:
         _integers(self, batch_size=1, max_bad_samples=0, rank=0, world_size=1)
         for name, most in (("readers", MOST_WORKERS), ("prefetch_batches", _MOST_AHEAD)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, most))
+
+
+def needed_members(fields: Sequence[str]) -> tuple[str, ...]:
+    """Members to read for these fields, in tar order: scales make the frame and mark pieces of zero std."""
+    members = {MEMBER[field] for field in fields}
+    if "tokens" in fields:
+        members.add("scales")
+    return tuple(member for member in MEMBER.values() if member in members)
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -14,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from llgbm_loader.filters import filter_columns, filter_rows, filter_text
-from llgbm_loader.members import needed_members
-from llgbm_loader.options import SelectOptions
+from llgbm_loader.options import SelectOptions, needed_members
 from llgbm_loader.sets import Common, find_common, open_sets
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError, UsageError

@@ -12,6 +12,7 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from llgbm_loader.tokens import TORCH_DTYPE
 from llgbm_pack.packing.sample_json import columns, describe
 from llgbm_pack.packing.shard_writer import PackedSample
 from llgbm_pack.packing.threads import one_thread
@@ -34,11 +35,6 @@ from llgbm_shards.tensors import TensorSpec
 #: A json of at most this many bytes is within every limit of the readers.
 _SURELY_READABLE: Final = 1 << 20
 TOKENIZER_DIRECTORY: Final = "tokenizer"
-_TORCH_DTYPE: Final = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
 
 
 @dataclass(slots=True)
@@ -67,7 +63,7 @@ class Packer:
         layout = context.layout
         self._reader = SourceReader()
         self._encoder = BodyEncoder(layout)
-        self._body = torch.empty(layout.body_shape, dtype=_TORCH_DTYPE[layout.dtype])
+        self._body = torch.empty(layout.body_shape, dtype=TORCH_DTYPE[layout.dtype])
         self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
         self._casts = Casts(self._body.dtype, layout.chunk)
         self._conditions: ConditionEncoder | None = None
