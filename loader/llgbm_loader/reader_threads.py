@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_loader.batch import BatchPlan, HostBatch, invalid_rows
-from llgbm_loader.device import Event, SideStream
+from llgbm_loader.device import SideStream
 from llgbm_loader.order import PADDING_ROW
 from llgbm_loader.reader import SampleReader
 from llgbm_loader.ring import BufferPool, Ring, Stopped
@@ -55,7 +56,7 @@ class Assembly:
     nbytes: int = 0
     batch: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, list[str]] = field(default_factory=dict)
-    event: Event | None = None
+    event: torch.Event | None = None
     done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
