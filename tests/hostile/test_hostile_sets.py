@@ -18,7 +18,7 @@ from support.fork_server import MIB, fork_server
 from support.synthetic import write_set
 
 MEMORY = 1024 * MIB
-TIME_S = 10
+TIME_S = 60
 SHARD = "train-000000.tar"
 
 

@@ -14,7 +14,7 @@ from support.tiny_zoo import random_pairs, write_adapter, write_deltas, write_zo
 
 #: torch alone takes 800 MiB of address space, most of it never touched; what is left is for the work.
 MEMORY = 1536 * MIB
-TIME_S = 10
+TIME_S = 60
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLE = b"\x80\x04cos\nsystem\n(S'touch evil'\ntR."
 

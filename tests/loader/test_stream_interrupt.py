@@ -19,6 +19,7 @@ from llgbm_loader import StreamingLoader
 from llgbm_loader.reader_threads import Work
 from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.errors import UsageError
+from support.commands import wait_until
 from support.leaks import child_env, descriptors, readers
 from support.synthetic import write_set
 
@@ -95,10 +96,7 @@ def test_ctrl_c_amid_the_starts_of_the_readers(made, monkeypatch, started):
     gc.collect()
     loader.close()
     monkeypatch.undo()
-    deadline = time.monotonic() + 5
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not readers()
+    wait_until(lambda: not readers())
     assert len(list(StreamingLoader(made.path, batch_size=2))) == 12
 
 
@@ -120,7 +118,7 @@ for _ in range(300):
     except KeyboardInterrupt:
         interrupted += 1
 gc.collect()
-end = time.monotonic() + 5
+end = time.monotonic() + 20
 while readers() and time.monotonic() < end:
     time.sleep(0.01)
 loader.set_epoch(0)

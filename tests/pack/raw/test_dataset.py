@@ -533,7 +533,9 @@ def test_two_deltas_for_one_checkpoint_stop_it(zoo):
         cache.save_delta(f"{prefix}/gamma/run_005", np.full(DELTA_WIDTH, value, np.float32))
     with pytest.raises(UsageError, match="gamma/run_005"):
         dataset_of(zoo)
-    mapped = dataset_of(zoo, maps=[("/b/zoo/gamma/run_005", "/b/gone"), ("/a/zoo", "zoo")], require_delta=False)
+    mapped = dataset_of(
+        zoo, maps=[("/b/zoo/gamma/run_005", "/b/gone"), ("/a/zoo", "zoo")], require_delta=False
+    )
     assert len(mapped) == 6
 
 

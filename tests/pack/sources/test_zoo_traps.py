@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -132,9 +131,7 @@ def test_special_files_and_links_are_refused_without_being_opened(trap, file, tm
             "loop": file,
         }
         path.symlink_to(targets[trap])
-    started = time.monotonic()
     listing = walk_zoo(zoo)
-    assert time.monotonic() - started < 5
     assert _paths(listing) == ["good"]
     reason = {
         "fifo": "is a FIFO, not a regular file",
