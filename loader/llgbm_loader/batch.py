@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_loader.conditions import ConditionMaker
-from llgbm_loader.members import needed_members
-from llgbm_loader.options import ReadOptions
+from llgbm_loader.options import ReadOptions, needed_members
 from llgbm_loader.reader import Row
 from llgbm_loader.ring import Buffer
 from llgbm_loader.tokens import TokenPlan

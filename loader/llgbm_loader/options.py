@@ -12,6 +12,7 @@ import torch
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS
 from llgbm_loader.order import REMAINDERS
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.arguments import (
     LEAST_SEED,
     MOST_COUNT,
@@ -24,8 +25,9 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 
-#: Fields a batch can be made of.
-FIELDS: Final = ("tokens", "scales", "condition", "delta")
+#: Fields a batch can be made of, and the member each needs; tokens need the scales too, see :func:`needed_members`.
+MEMBER: Final = {"tokens": "body", "scales": "scales", "condition": "texts", "delta": "delta"}
+FIELDS: Final = tuple(MEMBER)
 PADDINGS: Final = ("max_length", "longest")
 FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
 VERIFY: Final = ("full", "first-epoch", "off")
@@ -34,7 +36,7 @@ _SHUFFLES: Final = (True, False, "shards")
 _MAY_BE_NONE: Final = ("num_texts", "rank", "world_size")
 #: With more, an epoch is read ahead: a batch takes some 100 MB.
 _MOST_AHEAD: Final = 1024
-_FLOATS: Final = (None, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES: Final = (None, *reversed(TORCH_DTYPE.values()))
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Filters = Sequence[Any]
@@ -129,7 +131,7 @@ class ReadOptions:
             object.__setattr__(self, "fields", tuple(self.fields))
         _choice("frame", self.frame, FRAMES)
         _choice("zero_std", self.zero_std, ZERO_STDS)
-        _choice("dtype", self.dtype, _FLOATS)
+        _choice("dtype", self.dtype, _DTYPES)
         _choice("form", self.form, FORMS)
         _choice("padding", self.padding, PADDINGS)
         _choice("verify", self.verify, VERIFY)
@@ -173,6 +175,14 @@ class StreamOptions:
         _integers(self, batch_size=1, max_bad_samples=0, rank=0, world_size=1)
         for name, most in (("readers", MOST_WORKERS), ("prefetch_batches", _MOST_AHEAD)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, most))
+
+
+def needed_members(fields: Sequence[str]) -> tuple[str, ...]:
+    """Members to read for these fields, in tar order: scales make the frame and mark pieces of zero std."""
+    members = {MEMBER[field] for field in fields}
+    if "tokens" in fields:
+        members.add("scales")
+    return tuple(member for member in MEMBER.values() if member in members)
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -18,8 +18,8 @@ from llgbm_loader.tokens import TokenPlan
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
+from llgbm_shards.members import SUFFIX, body_header
 from llgbm_shards.npy import npy_header
-from llgbm_shards.sample import SUFFIX, body_header
 from llgbm_shards.storage import Target
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from llgbm_loader.filters import filter_columns, filter_rows, filter_text
-from llgbm_loader.members import needed_members
-from llgbm_loader.options import SelectOptions
+from llgbm_loader.options import SelectOptions, needed_members
 from llgbm_loader.sets import Common, find_common, open_sets
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.held import HeldShard
-from llgbm_shards.index import INDEX_NAME, index_schema
-from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.index import index_schema
+from llgbm_shards.members import fixed_sizes
+from llgbm_shards.names import INDEX_NAME
 from llgbm_shards.shardset import ShardSet
 
 

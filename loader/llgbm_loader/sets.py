@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llgbm_loader.members import MEMBER
-from llgbm_loader.options import FIELDS, SelectOptions
+from llgbm_loader.options import FIELDS, MEMBER, SelectOptions
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.record import CommitRecord

@@ -1,4 +1,4 @@
-"""What may be given for a tensor of numbers."""
+"""Dtypes of bodies by name, and what may be given for a tensor of numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from llgbm_shards.arguments import shown
 from llgbm_shards.errors import UsageError
 
+#: The dtypes a body may have, by the layout's name for them.
+TORCH_DTYPE: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from llgbm_loader.frame import frame_tokens, refuse_narrow_codes
 from llgbm_loader.options import ReadOptions
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.layout import Layout
-
-TORCH_DTYPE: Final = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
 
 
 @dataclass(frozen=True, slots=True)

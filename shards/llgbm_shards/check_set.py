@@ -33,10 +33,10 @@ from llgbm_shards.arguments import (
 from llgbm_shards.deep import DeepCheck
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
-from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME, CommitRecord, ShardEntry, checked_digest
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
+from llgbm_shards.presence import check_extra, check_files, check_presence, finding_of, identify, read_twice
+from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
 from llgbm_shards.scan import ShardScan, scan_shard
-from llgbm_shards.set_files import check_extra, check_files, check_presence, finding_of, identify, read_twice
 from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import require_set_directory
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from llgbm_shards.canonical import dump_json
 from llgbm_shards.errors import HeaderError
 from llgbm_shards.findings import Finding
-from llgbm_shards.json_schema import schema_faults
 from llgbm_shards.layout import PADDING_BITS, Layout
-from llgbm_shards.sample import SUFFIX, sample_key
+from llgbm_shards.members import SUFFIX, sample_key
+from llgbm_shards.schema import SAMPLE, faults
 from llgbm_shards.shardset import MemberExtent, Sample, ShardSet, decode_sample
 from llgbm_shards.texts import check_vocabulary
 
@@ -63,7 +63,7 @@ class DeepCheck:
     def _faults(
         self, sample: Sample, extents: Sequence[MemberExtent], data: Mapping[str, bytes]
     ) -> Iterator[Fault]:
-        wrong = list(schema_faults(sample.json))
+        wrong = [str(fault) for fault in faults(sample.json, SAMPLE, "json", "")]
         yield from (("json", what) for what in wrong)
         if wrong:
             return  # What follows relies on the json's form.

@@ -16,7 +16,7 @@ A message says what is wrong, where, what was expected, what was found, and what
 
 from __future__ import annotations
 
-from llgbm_shards.credentials import without_credentials
+from llgbm_shards.public import without_credentials
 
 
 class LlgbmError(Exception):

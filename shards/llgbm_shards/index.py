@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import DamageError, HeaderError
-from llgbm_shards.sample import MAX_KEY_LENGTH
+from llgbm_shards.members import MAX_KEY_LENGTH
+from llgbm_shards.names import INDEX_NAME
 
-INDEX_NAME = "index.parquet"
 _ROW_GROUP = 1 << 16
 _ABOUT = "llgbm-shards"
 _MAX_ABOUT_BYTES = 64 << 20
@@ -43,6 +43,16 @@ def index_schema(fields: Sequence[str]) -> pa.Schema:
         ("delta_norm", pa.float64()),
     ]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+
+def index_columns(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
+    """Column name -> values, of rows whose digests may stand as hex."""
+    columns: dict[str, list[Any]] = {name: [] for name in index_schema(fields).names}
+    for row in rows:
+        for name, values in columns.items():
+            is_hex = name.endswith(".blake3") and isinstance(row[name], str)
+            values.append(bytes.fromhex(row[name]) if is_hex else row[name])
+    return columns
 
 
 def encode_index(

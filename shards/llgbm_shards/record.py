@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from blake3 import blake3
 
 from llgbm_shards.arguments import shown
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
+from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
-from llgbm_shards.record_schema import check_record
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import DIGEST, RECORD_NAME
+from llgbm_shards.schema import check_record
+from llgbm_shards.storage import open_regular, read_range, storage_errors
+from llgbm_shards.texts import ConditionSpec
 
-RECORD_NAME: Final = "shardset.json"
 FORMAT: Final = "llgbm-shards/1"
 MAX_RECORD_BYTES: Final = 256 << 20
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,12 +130,26 @@ def parse_record(data: bytes) -> CommitRecord:
                 "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
             )
         check_record(fields)
+        _check_members(fields)
         return _from_json(fields, actual)
     except HeaderError as error:
         place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
         raise DamageError(
             f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
         ) from error
+
+
+def _check_members(fields: dict[str, Any]) -> None:
+    """The member list is some of the known ones in their order, and agrees with texts and delta_width."""
+    forms = fields["texts"].get("forms")
+    if forms != []:
+        ConditionSpec.from_json(fields["texts"], where="texts")
+    absent = {"texts"} if forms == [] else set()
+    absent |= set() if fields["delta_width"] else {"delta"}
+    expected = [name for name in SUFFIX if name not in absent]
+    if fields["members"] != expected:
+        what, got = "members do not fit texts and delta_width", f"{fields['members']!s:.120}"
+        raise HeaderError(what, where="members", expected=f"{expected}", got=got)
 
 
 def record_of(
@@ -157,7 +175,7 @@ def checked_digest(text: str) -> str:
         UsageError: It is none: then it says nothing of the set.
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
-    if not _DIGEST.fullmatch(digest):
+    if not DIGEST.fullmatch(digest):
         raise UsageError(
             "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
         )
@@ -194,3 +212,28 @@ def _from_json(fields: dict[str, Any], digest: str) -> CommitRecord:
         files=tuple(FileEntry(**row) for row in fields["files"]),
         digest=digest,
     )
+
+
+def read_listed(directory: Directory, entry: FileEntry) -> bytes:
+    """The bytes of a file that the record lists.
+
+    Raises:
+        DamageError: It is missing, or not what was written; or the set was replaced.
+        StorageError: It cannot be read.
+    """
+    path = Path(entry.name)
+    with storage_errors(path):
+        try:
+            os.lstat(path, dir_fd=directory.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            raise directory.missing(entry.name) from None
+    with open_regular(path, dir_fd=directory.fd) as fd:
+        size = os.fstat(fd).st_size
+        # Not read before its size is right: what stands there may be a hole of terabytes.
+        data = read_range(fd, 0, size) if size == entry.size else b""
+    if len(data) != entry.size:
+        raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{size} bytes")
+    actual = blake3_hex(data)
+    if actual != entry.digest:
+        raise DamageError("damaged", shard=entry.name, expected=f"digest {entry.digest}", got=actual)
+    return data

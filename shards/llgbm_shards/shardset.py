@@ -21,19 +21,19 @@ from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.held import HeldShard
-from llgbm_shards.index import INDEX_NAME, decode_index, index_schema, refuse_many_rows
-from llgbm_shards.json_schema import schema_faults
+from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
+from llgbm_shards.members import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
+from llgbm_shards.names import INDEX_NAME, PACK_DIRECTORY, RECORD_NAME
 from llgbm_shards.record import (
     MAX_RECORD_BYTES,
-    RECORD_NAME,
     CommitRecord,
     ShardEntry,
     checked_digest,
     parse_record,
+    read_listed,
 )
-from llgbm_shards.sample import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
-from llgbm_shards.set_files import read_listed
+from llgbm_shards.schema import SAMPLE, faults
 from llgbm_shards.storage import read_file, read_range, require_set_directory, storage_errors
 
 #: Longest json member accepted.
@@ -303,8 +303,8 @@ class ShardSet:
             decoded = decode_sample(key, data, self.record)
         except HeaderError as error:
             raise DamageError(error.what, shard=extents[0].shard, key=key, member=error.where) from error
-        for fault in schema_faults(decoded.json):
-            raise DamageError(fault, shard=extents[0].shard, key=key, member=SUFFIX["json"])
+        for fault in faults(decoded.json, SAMPLE, "json", ""):
+            raise DamageError(str(fault), shard=extents[0].shard, key=key, member=SUFFIX["json"])
         return decoded
 
 
@@ -349,7 +349,7 @@ def _read_record(directory: Directory) -> CommitRecord:
 
 
 def _no_record(path: Path) -> DamageError:
-    if (path / ".pack").is_dir():
+    if (path / PACK_DIRECTORY).is_dir():
         what = "the set is unfinished: its build has not committed"
         do = "Run the same build command again to finish it."
     elif any(path.glob("*.tar")):

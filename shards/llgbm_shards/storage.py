@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_shards.errors import DiskFullError, StorageError
+from llgbm_shards.names import TEMPORARY
 
-#: Prefix of unfinished files; nothing with this prefix belongs to a set.
-TEMPORARY: Final = ".tmp-"
 _MAX_PARTS: Final = 512  # under IOV_MAX
 _MAX_READ: Final = 1 << 30
 Buffer = bytes | bytearray | memoryview
@@ -87,6 +86,21 @@ def require_set_directory(path: Path) -> None:
         if not path.is_dir():
             do = "Name the directory that a build wrote."
             raise StorageError("no such directory", where=str(path), do=do)
+
+
+def refuse_link(directory: Path) -> None:
+    """Refuse a directory of the output that is a link: what is written or removed there may be anybody's.
+
+    Raises:
+        StorageError: It is one.
+    """
+    if directory.is_symlink():
+        raise StorageError(
+            "not a directory of the output",
+            where=str(directory),
+            got="a symbolic link",
+            do="Remove the link and run the same command again.",
+        )
 
 
 def make_directory(path: Path) -> None:

@@ -12,13 +12,14 @@ length above the number of special tokens can be asked for later, without the to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llgbm_shards.errors import HeaderError, UsageError
+from llgbm_shards.schema import TEXTS, refuse_faults
 
 #: The forms a condition can have, in the order in which a set lists them.
 FORMS: Final = ("prompt", "answer", "prompt_answer")
@@ -81,63 +82,24 @@ class ConditionSpec:
     def to_json(self) -> dict[str, Any]:
         """The ``texts`` field of ``shardset.json``."""
         return {
-            "forms": list(self.forms),
-            "joiner": self.joiner,
-            "prefix": list(self.prefix),
-            "suffix": list(self.suffix),
-            "pad_id": self.pad_id,
-            "padding_side": self.padding_side,
-            "truncation_side": self.truncation_side,
-            "vocab_size": self.vocab_size,
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }
 
     @classmethod
-    def from_json(cls, value: object, *, where: str = "texts") -> ConditionSpec:
+    def from_json(cls, value: Any, *, where: str = "texts") -> ConditionSpec:
         """Parse what :meth:`to_json` gave.
 
         Raises:
             HeaderError: A field is missing, unknown, of another type or out of range.
         """
-        if not isinstance(value, dict) or set(value) != set(_FIELDS):
-            got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise HeaderError("not a description of texts", where=where, expected=", ".join(_FIELDS), got=got)
-        for name, kind in _FIELDS.items():
-            if not _is(value[name], kind):
-                raise HeaderError(
-                    f"{name} has another type", where=where, expected=kind, got=repr(value[name])[:80]
-                )
+        refuse_faults(value, TEXTS, where)
+        fields: dict[str, Any] = {
+            name: tuple(field) if isinstance(field, list) else field for name, field in value.items()
+        }
         try:
-            return cls(
-                forms=tuple(value["forms"]),
-                joiner=value["joiner"],
-                prefix=tuple(value["prefix"]),
-                suffix=tuple(value["suffix"]),
-                pad_id=value["pad_id"],
-                padding_side=value["padding_side"],
-                truncation_side=value["truncation_side"],
-                vocab_size=value["vocab_size"],
-            )
+            return cls(**fields)
         except UsageError as error:
             raise HeaderError(error.what, where=where, expected=error.expected, got=error.got) from error
-
-
-_FIELDS: Final = {
-    "forms": "list of str",
-    "joiner": "str",
-    "prefix": "list of int",
-    "suffix": "list of int",
-    "pad_id": "int",
-    "padding_side": "str",
-    "truncation_side": "str",
-    "vocab_size": "int",
-}
-
-
-def _is(value: object, kind: str) -> bool:
-    if kind.startswith("list of "):
-        return isinstance(value, list) and all(_is(item, kind[8:]) for item in value)
-    # bool is an int to isinstance, but not to JSON.
-    return type(value).__name__ == kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)

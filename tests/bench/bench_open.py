@@ -19,8 +19,8 @@ from blake3 import blake3
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.canonical import blake3_hex
 from llgbm_shards.index import encode_index
+from llgbm_shards.members import fixed_sizes
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry
-from llgbm_shards.sample import fixed_sizes
 from llgbm_shards.ustar import BLOCK, padded
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

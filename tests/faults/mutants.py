@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llgbm_pack.packing import build as build_set
-from llgbm_pack.packing import commit, shard_writer
+from llgbm_pack.packing import commit
 from llgbm_pack.packing import shard as worker
-from llgbm_shards import storage
+from llgbm_shards import shard_writer, storage
 
 
 def _new_file_with(body: Callable[[Path], Any]) -> None:

@@ -26,8 +26,7 @@ with atheris.instrument_imports(include=["llgbm_shards", "llgbm_pack", "llgbm_lo
         "llgbm_pack.sources.texts",
         "llgbm_pack.sources.tasks",
         "llgbm_pack.packing.lock",
-        "llgbm_pack.packing.begin",
-        "llgbm_pack.packing.shard_record",
+        "llgbm_pack.packing.unfinished",
         "llgbm_pack.upkeep.repair_files",
     ):
         import_module(module)

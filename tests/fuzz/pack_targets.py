@@ -92,7 +92,7 @@ def zoo_manifest(data: bytes) -> None:
 
 
 def shard_record(data: bytes) -> None:
-    from llgbm_pack.packing.shard_record import finished_record, record_path
+    from llgbm_pack.packing.unfinished import finished_record, record_path
 
     job = _job()
     path = record_path(scratch() / "out", job.name)
@@ -108,7 +108,7 @@ def _job():
 
 
 def plan(data: bytes) -> None:
-    from llgbm_pack.packing.begin import _read, _refuse_other
+    from llgbm_pack.packing.unfinished import _read, _refuse_other
 
     now = {"fingerprint": "now", "options": {"seed": 1}, "shards": {"a.tar": ["a/b"]}, "tokenizer": {}}
     _refuse_other(_read(put(data, "plan.json")), now, Path("out"))
@@ -125,6 +125,7 @@ def lock(data: bytes) -> None:
 
 
 def skipped_list(data: bytes) -> None:
-    from llgbm_pack.upkeep.repair_files import SKIPPED_NAME, skipped_checkpoints
+    from llgbm_pack.upkeep.repair_files import known_skipped
+    from llgbm_shards.names import SKIPPED_NAME
 
-    assert all(isinstance(path, str) for path in skipped_checkpoints(put(data, f"set/{SKIPPED_NAME}").parent))
+    assert all(isinstance(path, str) for path in known_skipped(put(data, f"set/{SKIPPED_NAME}").parent))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from llgbm_shards import ustar
-from llgbm_shards.index import INDEX_NAME, encode_index
-from llgbm_shards.record import RECORD_NAME
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.index import encode_index
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
 from llgbm_shards.shardset import ShardSet
 from support.synthetic import write_set
 from support.tiny_zoo import write_adapter

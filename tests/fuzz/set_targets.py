@@ -41,7 +41,7 @@ def safetensors(data: bytes) -> None:
 
 
 def texts_member(data: bytes) -> None:
-    from llgbm_shards.sample import decode_texts
+    from llgbm_shards.members import decode_texts
     from llgbm_shards.texts import RaggedTexts
     from support.synthetic import FORMS
 
@@ -180,8 +180,8 @@ def loader_state(data: bytes) -> None:
 
 
 def credentials(data: bytes) -> None:
-    from llgbm_shards.credentials import without_credentials
-    from llgbm_shards.printable import printable
+    from llgbm_pack.cli.output import printable
+    from llgbm_shards.public import without_credentials
 
     text = without_credentials(data.decode("utf-8", "surrogateescape"))
     printable(text)

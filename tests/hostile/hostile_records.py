@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from llgbm_shards import ShardSet
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.index import INDEX_NAME, index_schema
-from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.index import index_schema
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
 
 MIB = 1 << 20
 NAMES = (

@@ -12,7 +12,7 @@ import pytest
 from hostile.hostile_records import RECORDS
 from hostile.hostile_tars import TARS
 from llgbm_shards import ShardSet
-from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.names import RECORD_NAME
 from support.edited_set import rewrite
 from support.fork_server import MIB, fork_server
 from support.synthetic import write_set

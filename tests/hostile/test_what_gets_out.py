@@ -8,8 +8,8 @@ import stat
 
 import pytest
 
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import UsageError
+from llgbm_shards.public import without_credentials
 from support.commands import here
 from support.tiny_zoo import tree, write_adapter, write_deltas, write_zoo
 

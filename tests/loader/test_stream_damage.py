@@ -14,7 +14,7 @@ import torch
 from llgbm_loader import ShardDataset, StreamingLoader
 from llgbm_shards.errors import DamageError, StorageError, UsageError
 from llgbm_shards.held import Identity
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.shardset import ShardSet
 from support.synthetic import write_set
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from llgbm_pack import DeltaCache, LoraTokenizer2D, PackOptions, build
-from llgbm_pack.upkeep.repair_options import RepairOptions
+from llgbm_pack.upkeep.repair_shards import RepairOptions
 from llgbm_shards import CheckpointError
 from misuse.rows import ENDLESS, HUGE, NO_BOOLS, NO_PATHS, BytesPath, Row, World, each, keywords
 from misuse.shards_rows import NO_DIGESTS

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from llgbm_pack.cli.commands import main
-from llgbm_pack.cli.sizes import human_bytes
+from llgbm_pack.cli.output import human_bytes
 from llgbm_shards import ShardSet
 from support.commands import SCRIPTS, command, here, run
 from support.tiny_zoo import write_adapter, write_deltas, write_zoo

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from llgbm_shards import ShardSet, check, shardset
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from support.damage import cut, flipped, owners
 from support.synthetic import small_layout, write_set
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llgbm_shards import HeaderError
-from llgbm_shards import sample as codec
+from llgbm_shards import members as codec
 from llgbm_shards.canonical import load_json, xxh3
 from llgbm_shards.layout import BIT_DTYPE
-from llgbm_shards.sample import KEY, SUFFIX, sample_key
+from llgbm_shards.members import KEY, SUFFIX, sample_key
 from support.synthetic import small_layout
 
 PATHS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=90)

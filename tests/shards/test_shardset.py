@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llgbm_shards import DamageError, HeaderError, ShardSet, UsageError
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from support.edited_set import rewrite
 from support.synthetic import write_set
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from llgbm_shards import ShardSet, ustar
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.index import INDEX_NAME, encode_index
-from llgbm_shards.record import RECORD_NAME, shard_digest
-from llgbm_shards.sample import SUFFIX, encode_member
+from llgbm_shards.index import encode_index
+from llgbm_shards.members import SUFFIX, encode_member
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
+from llgbm_shards.record import shard_digest
 
 Members = dict[str, bytes]
 

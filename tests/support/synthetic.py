@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_shards import ustar
-from llgbm_shards.canonical import blake3_hex
-from llgbm_shards.index import INDEX_NAME, encode_index
+from llgbm_shards.canonical import blake3_hex, dump_json
+from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, Layout, Module
-from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, shard_digest
-from llgbm_shards.sample import (
-    SUFFIX,
+from llgbm_shards.members import (
     EncodedMember,
     encode_body,
     encode_delta,
@@ -28,6 +25,9 @@ from llgbm_shards.sample import (
     encode_texts,
     sample_key,
 )
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME
+from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry
+from llgbm_shards.shard_writer import PackedSample, write_shard
 
 FORMS = ("prompt", "answer", "prompt_answer")
 TEXTS_SPEC: dict[str, Any] = {
@@ -40,7 +40,6 @@ TEXTS_SPEC: dict[str, Any] = {
     "truncation_side": "right",
     "vocab_size": 1000,
 }
-SKIPPED = b"[]\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ def write_set(
             )
         )
     fields = ["body", "scales", *(["texts"] if texts else []), *(["delta"] if delta_width else []), "json"]
-    rows: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] = []
     shards: list[ShardEntry] = []
     final: list[Written] = []
     for split in dict.fromkeys(splits):
@@ -161,11 +160,17 @@ def write_set(
                 Written(**{**sample.__dict__, "shard": name})
                 for sample in of_split[first : first + shard_samples]
             ]
-            shards.append(_write_shard(path, name, split, group, layout, rows))
+            packed = (_packed(sample, layout) for sample in group)
+            shard = write_shard(path / name, packed, expected_bytes=0)
+            assert shard is not None
+            size, digest = shard.size, shard.digest
+            shards.append(ShardEntry(name=name, split=split, samples=len(group), size=size, digest=digest))
+            rows += shard.rows
             final += group
-    index = encode_index(rows, fields)
-    (path / INDEX_NAME).write_bytes(index)
-    (path / "skipped.json").write_bytes(SKIPPED)
+    columns = index_columns(rows, fields)
+    files = {INDEX_NAME: encode_index(columns, fields), SKIPPED_NAME: dump_json({"skipped": []})}
+    for name, data in files.items():
+        (path / name).write_bytes(data)
     text_spec = {**TEXTS_SPEC, **(spec or {})} if texts else {**TEXTS_SPEC, "forms": []}
     record = CommitRecord(
         layout=layout,
@@ -174,9 +179,8 @@ def write_set(
         delta_width=delta_width,
         options={"seed": seed},
         shards=tuple(shards),
-        files=(
-            FileEntry(name=INDEX_NAME, size=len(index), digest=blake3_hex(index)),
-            FileEntry(name="skipped.json", size=len(SKIPPED), digest=blake3_hex(SKIPPED)),
+        files=tuple(
+            FileEntry(name=name, size=len(data), digest=blake3_hex(data)) for name, data in files.items()
         ),
     )
     (path / RECORD_NAME).write_bytes(record.to_bytes())
@@ -258,7 +262,7 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "has_delta": sample.has_delta,
         "delta": {
             "file": "tiny.npy" if sample.has_delta else "",
-            "norm": 0.0 if sample.delta is None else float(np.linalg.norm(sample.delta)),
+            "norm": _norm(sample),
             "matched_by": "path" if sample.has_delta else "",
             **dict.fromkeys(("base_model", "probes", "layer", "dtype"), ""),
         },
@@ -267,30 +271,18 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
     return [*members, encode_json(info, members)]
 
 
-def _write_shard(
-    path: Path, name: str, split: str, group: list[Written], layout: Layout, rows: dict[str, list[Any]]
-) -> ShardEntry:
-    lines: list[tuple[str, int, str]] = []
-    offset = 0
-    with (path / name).open("wb") as file:
-        for sample in group:
-            row: dict[str, Any] = {"key": sample.key, "split": split, "shard": name, "offset": offset}
-            for member in encode_sample(sample, layout):
-                member_name = f"{sample.key}.{SUFFIX[member.field]}"
-                file.write(ustar.header(member_name, member.size))
-                for part in member.parts:
-                    file.write(part)
-                file.write(ustar.padding(member.size))
-                lines.append((member_name, member.size, member.blake3.hex()))
-                row[f"{member.field}.size"] = member.size
-                row[f"{member.field}.blake3"] = member.blake3
-                row[f"{member.field}.xxh3_64"] = member.xxh3_64
-                offset += ustar.BLOCK + ustar.padded(member.size)
-            norm = float(np.linalg.norm(sample.delta)) if sample.delta is not None else 0.0
-            row |= {"checkpoint": sample.key, "task": sample.task, "base_model": "tiny"}
-            row |= {"rank": layout.rank, "has_delta": sample.has_delta, "delta_norm": norm}
-            for column, value in row.items():
-                rows.setdefault(column, []).append(value)
-        file.write(ustar.END)
-    size = (path / name).stat().st_size
-    return ShardEntry(name=name, split=split, samples=len(group), size=size, digest=shard_digest(lines))
+def _packed(sample: Written, layout: Layout) -> PackedSample:
+    columns = {
+        "split": sample.split,
+        "checkpoint": sample.key,
+        "task": sample.task,
+        "base_model": "tiny",
+        "rank": layout.rank,
+        "has_delta": sample.has_delta,
+        "delta_norm": _norm(sample),
+    }
+    return PackedSample(sample.key, encode_sample(sample, layout), columns)
+
+
+def _norm(sample: Written) -> float:
+    return 0.0 if sample.delta is None else float(np.linalg.norm(sample.delta))

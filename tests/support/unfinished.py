@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llgbm_pack import PackOptions, build
-from llgbm_shards.storage import TEMPORARY
+from llgbm_shards.names import TEMPORARY
 
 COUNT = 30
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llgbm_pack.cli.options import Output
+from llgbm_pack.cli.output import Output
 from llgbm_shards.errors import LlgbmError
 from llgbm_shards.findings import LEVELS
 

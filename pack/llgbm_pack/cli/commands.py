@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from llgbm_pack.cli.check import CheckArguments, check_options, run_check
-from llgbm_pack.cli.options import BuildArguments, Output, build_options, output_options, repair_options
-from llgbm_shards.credentials import without_credentials
+from llgbm_pack.cli.options import BuildArguments, build_options, repair_options
+from llgbm_pack.cli.output import Output, escape_unwritable, output_options, printable, printable_json
 from llgbm_shards.errors import LlgbmError
-from llgbm_shards.printable import escape_unwritable, printable, printable_json
+from llgbm_shards.public import without_credentials
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -128,7 +128,7 @@ def repair_command(output: Output, **values: Any) -> int:
     """Put damaged and missing files of the set in OUT back, to the bit, from the sources it was packed from."""
     from llgbm_pack.cli.render import render_repair
     from llgbm_pack.upkeep.repair import repair
-    from llgbm_pack.upkeep.repair_options import RepairOptions
+    from llgbm_pack.upkeep.repair_shards import RepairOptions
 
     report = repair(RepairOptions(**values), say=output.say)
     _emit(output, report.to_json(), lambda: render_repair(report))

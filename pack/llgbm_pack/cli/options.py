@@ -12,30 +12,12 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from llgbm_pack.plan.options import DTYPES, FORMS, MISSING_DELTA, SPLIT_BY, PackOptions
+from llgbm_pack.cli.output import Output
+from llgbm_pack.plan.options import DTYPES, MISSING_DELTA, SPLIT_BY, PackOptions
 from llgbm_shards.layout import TOKEN_ORDERS
+from llgbm_shards.texts import FORMS
 
 _UNITS: Final = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
-    """How a command talks.
-
-    Attributes:
-        format: ``text`` or ``json``, for the result on stdout.
-        quiet: No progress on stderr.
-        verbose: More detail in the text result.
-    """
-
-    format: str
-    quiet: bool
-    verbose: bool
-
-    def say(self, message: str) -> None:
-        """A progress message on stderr."""
-        if not self.quiet:
-            click.echo(message, err=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,30 +26,6 @@ class BuildArguments:
 
     options: PackOptions
     dry_run: bool
-
-
-def output_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add --version, --format, -q and -v, the last three handed to the command as ``output``."""
-
-    @functools.wraps(command)
-    def wrapped(output_format: str, quiet: bool, verbose: bool, **kwargs: Any) -> int:
-        output = Output(format=output_format, quiet=quiet, verbose=verbose)
-        return command(output=output, **kwargs)
-
-    for option in (
-        click.version_option(package_name="llgbm-pack"),
-        click.option("-v", "--verbose", is_flag=True, help="Tell more."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]

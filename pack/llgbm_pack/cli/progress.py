@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from llgbm_pack.cli.options import Output
-from llgbm_pack.cli.sizes import human_bytes
+from llgbm_pack.cli.output import Output, human_bytes
 
 if TYPE_CHECKING:
     from llgbm_pack.plan.plan import Plan

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from llgbm_pack.cli.sizes import human_bytes
+from llgbm_pack.cli.output import human_bytes
 from llgbm_pack.packing.report import PackReport
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.same_reason import grouped, one_line

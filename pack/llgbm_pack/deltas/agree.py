@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.join import Ambiguity, JoinResult, Match
+from llgbm_pack.deltas.join import JoinResult, Match
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.deltas.provenance import mixed_provenance
 from llgbm_shards.errors import CheckpointError, PlanError, UsageError
 
 Load = Callable[[DeltaEntry], NDArray[np.float32]]
-
-_DISTANT: Final = "joined with a delta of another folder by its last component only"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +26,14 @@ class Refusal:
         where: The cache, as the user knows it.
         maps: How paths of the cache are rewritten.
         apart: How deltas that are unlike are kept apart.
+        most: What most of the deltas are called.
     """
 
     kind: type[PlanError | UsageError]
     where: str
     maps: str
     apart: str
+    most: str
 
     def of_rows(self, what: str, rows: Sequence[str], do: str) -> None:
         """Raise, if there are rows."""
@@ -58,73 +57,25 @@ class Settled:
     notes: list[tuple[str, str]]
 
 
-def settle(
-    joined: JoinResult,
-    wanted: Collection[str],
-    load: Load,
-    refuse: Refusal,
-    tasks: Mapping[str, str] | None = None,
-) -> Settled:
+def settle(joined: JoinResult, wanted: Collection[str], refuse: Refusal) -> Settled:
     """Refuse what a join leaves in doubt, and tell what is right but unexpected.
 
     Args:
         joined: The join of the whole zoo.
         wanted: The checkpoints that count.
-        load: Reads a delta, to see whether candidates are equal.
         refuse: How to refuse.
-        tasks: Tasks of checkpoints that their paths do not tell.
 
     Raises:
-        PlanError, UsageError: By ``refuse``: a checkpoint with two candidates that differ, a delta whose name and path
-            contradict each other, a delta of another task.
+        PlanError, UsageError: By ``refuse``: a checkpoint whose delta is not certain.
     """
-    equal = {row.path: row for row in joined.ambiguous if row.path in wanted and are_equal(row, load)}
     refuse.of_rows(
-        "checkpoints with more than one delta that could be theirs",
-        [
-            f"{row.path}: " + " or ".join(f"{entry.key} ({entry.path})" for entry in row.entries)
-            for row in joined.ambiguous
-            if row.path in wanted and row.path not in equal
-        ],
+        "checkpoints with more than one delta that could be theirs, or one that contradicts itself",
+        [str(doubt) for doubt in joined.doubts if doubt.checkpoint in wanted],
         f"Rewrite the cache's paths with {refuse.maps}, or remove the wrong entries.",
     )
-    refuse.of_rows(
-        "deltas whose name means one checkpoint and whose path means another",
-        [
-            f"{row.entry.key} ({row.entry.path}): by its name {row.by_name}, by its path {row.by_path}"
-            for row in joined.contradictions
-            if row.by_name in wanted or row.by_path in wanted
-        ],
-        "Compute them again, or put the cache's manifest right.",
-    )
     matches = {path: match for path, match in joined.matches.items() if path in wanted}
-    distant = {path: matches[path].entry for path in joined.distant if path in matches}
-    refuse.of_rows(
-        "deltas of another task than their checkpoint's",
-        [
-            f"{path}: {entry.key} ({entry.path}) of task {entry.task}"
-            for path, entry in distant.items()
-            if entry.task and entry.task not in {*path.split("/"), (tasks or {}).get(path, "")}
-        ],
-        f"Rewrite the cache's paths with {refuse.maps} where a task was renamed, or leave these out.",
-    )
-    notes = [(path, f"{_DISTANT}: {entry.path}") for path, entry in distant.items()]
-    for path, row in equal.items():
-        matches[path] = Match(row.entries[0], row.matched_by)
-        listed = " and ".join(f"{entry.key} ({entry.path})" for entry in row.entries)
-        notes.append((path, f"more than one delta that could be its own, with equal values: {listed}"))
+    notes = [(path, match.note) for path, match in matches.items() if match.note]
     return Settled(matches, [path for path in joined.missing if path in wanted], notes)
-
-
-def are_equal(row: Ambiguity, load: Load) -> bool:
-    """Whether all candidates are deltas of one checkpoint, sound, and equal to the bit."""
-    if row.shared or len(row.entries) < 2:
-        return False
-    try:
-        first, *others = (load(entry) for entry in row.entries)
-    except CheckpointError:
-        return False
-    return all(first.tobytes() == other.tobytes() for other in others)
 
 
 def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:
@@ -144,12 +95,38 @@ def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:
         )
 
 
-def common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
-    """The width that most deltas have; 0 when there are none.
+def verify(
+    deltas: Iterable[tuple[str, DeltaEntry]], load: Load, refuse: Refusal
+) -> tuple[int, dict[str, str]]:
+    """Read each delta once; none is kept.
+
+    Args:
+        deltas: Checkpoints and their deltas.
+        load: Reads one.
+        refuse: How to refuse.
+
+    Returns:
+        The width that most of the sound ones have, 0 when none is sound; and, by checkpoint, what is wrong with each
+        delta that is not sound or of another width.
 
     Raises:
         PlanError, UsageError: By ``refuse``: two widths have most of them.
     """
+    widths: dict[str, int] = {}
+    faults: dict[str, str] = {}
+    for path, entry in deltas:
+        try:
+            widths[path] = len(load(entry))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    most = _common_width(widths, refuse)
+    for path, width in widths.items():
+        if width != most:
+            faults[path] = f"delta of another width than {refuse.most}: expected {most}, got {width}"
+    return most, faults
+
+
+def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
     counts = Counter(widths.values()).most_common(2)
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
         got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"

@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.agree import are_equal
 from llgbm_pack.deltas.file import LoadedDelta, read_array
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.lag import LagCorrelation, delta_lag_correlation
@@ -25,6 +24,7 @@ from llgbm_pack.deltas.manifest import (
     parse_entries,
     read_manifest,
 )
+from llgbm_pack.deltas.paths import other_spellings
 from llgbm_pack.deltas.write import (
     Files,
     entry_info,
@@ -108,14 +108,17 @@ class DeltaCache:
             UsageError: Two could be its own, and differ.
             CheckpointError: The delta is absent, damaged or not the one the manifest describes.
         """
-        name = Path(path).absolute().as_posix().lstrip("/")
-        result = join_deltas([name], zoo_root="/", entries=self.entries())
-        if result.ambiguous:
-            found = result.ambiguous[0]
-            if not are_equal(found, lambda entry: entry.load().array):
-                raise _two_candidates(os.fspath(path), found.entries)
-            return self._load(found.entries[0])
-        return self._load(result.matches[name].entry) if name in result.matches else self.get_delta(path)
+        place = os.path.realpath(local_path("path", path))
+        name, entries = place.lstrip("/"), self.entries()
+        result = join_deltas(
+            [name],
+            zoo_root="/",
+            entries=entries,
+            maps=other_spellings(place, (entry.path for entry in entries)),
+        )
+        if result.doubts:
+            raise _two_candidates(os.fspath(path), result.doubts[0].entries)
+        return self._load(result.matches[name].entry) if name in result.matches else None
 
     def get_all_deltas(self) -> dict[str, NDArray[np.float32]]:
         """All deltas by the path string they were recorded under; all of them are held in memory.

@@ -1,19 +1,20 @@
-"""The paths that checkpoints and deltas are joined by, as whole components."""
+"""Recorded paths as whole components, and where they lead: into the zoo, however it is spelled, or elsewhere."""
 
 from __future__ import annotations
 
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
-#: Whole components; that of an absolute path begins with ``/``.
 Parts = tuple[str, ...]
 
 _WEIGHT_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 _WEIGHTS_SUFFIX: Final = ".safetensors"
 _WRAPPER: Final = "adapter"
+_ROOT: Final = "/"
 #: Words that many adapters of a zoo are called by.
 _GENERIC: Final = frozenset(
     re.findall(
@@ -28,45 +29,86 @@ _GENERIC: Final = frozenset(
 )
 
 
-def checkpoint_parts(path: str) -> Parts:
-    """The components that tell a checkpoint: less the name of its weights, and a closing ``adapter``."""
-    return unwrap(rewrite(parts_of(path), ()))
+class ZooPlace:
+    """Where the zoo really lies.
+
+    Args:
+        root: The zoo, spelled in any way; relative to the working directory if it is relative.
+        relative: Paths of its checkpoints, relative to it.
+    """
+
+    def __init__(self, root: str, relative: Iterable[Parts]) -> None:
+        self._real = os.path.realpath(root)
+        self.root = split_path(self._real)
+        self._relative = frozenset(relative)
+        self._known: dict[Parts, bool] = {self.root: True}
+
+    def full(self, relative: Parts) -> Parts:
+        """A checkpoint's path from the root of the file system; of one that is absolute already, itself."""
+        return relative if relative[:1] == (_ROOT,) else self.root + relative
+
+    def resolve(self, path: Parts) -> Parts:
+        """A recorded path; where what stands before a checkpoint's relative path is the zoo, its full path.
+
+        Only such beginnings are looked up in the file system: each once, a handful in a cache of many deltas.
+        """
+        for start in range(len(path) + 1):
+            if path[start:] in self._relative and self._is_zoo(path[:start]):
+                return self.full(path[start:])
+        return path
+
+    def _is_zoo(self, prefix: Parts) -> bool:
+        if prefix not in self._known:
+            self._known[prefix] = _same_place(Path(*prefix), self._real)
+        return self._known[prefix]
 
 
-def parts_of(path: str) -> Parts:
+def _same_place(path: str | os.PathLike[str], real: str) -> bool:
+    """Whether a path, relative to the working directory if it is relative, leads to a real path."""
+    try:
+        return os.path.realpath(path) == real
+    except ValueError:
+        return False  # a NUL or a lone surrogate: no path of this machine
+
+
+def other_spellings(place: str, recorded: Iterable[str]) -> list[tuple[str, str]]:
+    """(recorded, real) folder of one checkpoint's real path, where a recorded path spells it in another way."""
+    real, name = os.path.split(place)
+    folders = {folder for folder, last in map(os.path.split, recorded) if last == name}
+    return [(folder, real) for folder in sorted(folders - {"", real}) if _same_place(folder, real)]
+
+
+def split_path(path: str) -> Parts:
     """Whole components; an absolute path begins with ``/``, and Windows' separators count where no other are."""
     text = path.replace("\\", "/") if "\\" in path and "/" not in path else path
     parts = tuple(part for part in posixpath.normpath(text).split("/") if part not in ("", "."))
-    return (("/",) if text.startswith("/") else ()) + parts
-
-
-def real_folder(parts: Parts) -> Parts:
-    """A folder with links followed, where it is on this machine; as it is where no folder can be called so."""
-    try:
-        return parts_of(os.path.realpath(os.path.join(*parts) if parts else "."))  # noqa: PTH118
-    except ValueError:  # a NUL, or what is no text
-        return parts
+    return ((_ROOT,) if text.startswith("/") else ()) + parts
 
 
 def rewrite(parts: Parts, maps: Sequence[tuple[str, str]]) -> Parts:
-    """A recorded path less the name of its weights, with the first prefix that fits rewritten."""
+    """A recorded path less the name of its weights, with the first of the (old, new) prefixes that fits rewritten."""
     if parts[-1:] and parts[-1] in _WEIGHT_FILES:
         parts = parts[:-1]
     elif parts[-1:] and parts[-1].endswith(_WEIGHTS_SUFFIX):
         # A checkpoint that is one file, as in ``{dataset}/{N}.safetensors``, is called by its path without the suffix.
         parts = (*parts[:-1], parts[-1].removesuffix(_WEIGHTS_SUFFIX))
     for old, new in maps:
-        prefix = parts_of(old)
+        prefix = split_path(old)
         if parts[: len(prefix)] == prefix:
-            return parts_of(new) + parts[len(prefix) :]
+            return split_path(new) + parts[len(prefix) :]
     return parts
 
 
 def unwrap(parts: Parts) -> Parts:
-    """A path less a closing ``adapter``, unless that is all of it."""
+    """The components less a closing ``adapter``."""
     return parts[:-1] if len(parts) > 1 and parts[-1] == _WRAPPER else parts
 
 
 def is_generic(part: str) -> bool:
     """Whether a component names no adapter in particular: only numbers and words of common use."""
     return all(word in _GENERIC for word in re.findall(r"[^\W\d_]+", part.lower()))
+
+
+def checkpoint_parts(path: str) -> Parts:
+    """The components that tell a checkpoint: less the name of its weights, and a closing ``adapter``."""
+    return unwrap(rewrite(split_path(path), ()))

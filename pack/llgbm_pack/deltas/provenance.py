@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 
-from llgbm_pack.sources.adapter_config import public_name
+from llgbm_shards.public import public_name
 
 if TYPE_CHECKING:
     from llgbm_pack.deltas.manifest import DeltaEntry

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from llgbm_pack.packing.outside import refuse_in_set
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_pack.sources.peft_keys import peft_key
 from llgbm_pack.tokenize.decode import decode_body
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.layout import Layout
+from llgbm_shards.out_directory import refuse_in_set
 from llgbm_shards.shardset import Sample, ShardSet
 from llgbm_shards.storage import fsync_directory, storage_errors
 
@@ -147,7 +148,7 @@ def _weights(sample: Sample, layout: Layout) -> dict[str, torch.Tensor]:
     if sample.body is None or sample.scales is None:
         raise DamageError("the sample has no weights", key=sample.key)
     bits = torch.from_numpy(sample.body.copy().view("<i4" if layout.itemsize == 4 else "<i2"))
-    dtype: torch.dtype = getattr(torch, layout.dtype)
+    dtype = TORCH_DTYPE[layout.dtype]
     ranks = {module["name"]: module["rank"] for module in sample.json["modules"]}
     pairs = decode_body(bits.view(dtype), torch.from_numpy(sample.scales.copy()), layout, ranks=ranks)
     return {

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any, Final
 
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.shardset import Sample, ShardSet
 
 _SHOWN_KEYS: Final = 5

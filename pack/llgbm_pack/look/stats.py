@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 
 from llgbm_pack.look.stats_pass import Pass, Sums
-from llgbm_pack.packing.outside import refuse_in_set
 from llgbm_shards.errors import HeaderError, UsageError
 from llgbm_shards.layout import Layout
+from llgbm_shards.out_directory import refuse_in_set
 from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import new_file, storage_errors, write_all
 from llgbm_shards.tensors import MAX_HEADER_BYTES, header_bytes, parse_header, read_head

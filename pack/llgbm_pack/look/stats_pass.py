@@ -15,8 +15,9 @@ from typing import Final
 import torch
 import xxhash
 
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.errors import DamageError, UsageError
-from llgbm_shards.sample import SUFFIX, body_header
+from llgbm_shards.members import SUFFIX, body_header
 from llgbm_shards.shardset import MemberExtent, ShardSet
 from llgbm_shards.storage import read_into, storage_errors
 
@@ -74,7 +75,7 @@ class Pass:
         size = tokens * layout.rank * layout.chunk * layout.itemsize
         buffer = memoryview(bytearray(size))
         bits = torch.frombuffer(buffer, dtype=_TORCH_BITS[layout.itemsize])
-        values = bits.view(getattr(torch, layout.dtype)).view(shape[1:])
+        values = bits.view(TORCH_DTYPE[layout.dtype]).view(shape[1:])
         offset = self._head_size + first * layout.rank * layout.chunk * layout.itemsize
         with _OpenShard(self._set) as shard:
             for extent, digest, groups in zip(self._bodies, self._hashes, self._members, strict=True):

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from llgbm_pack.packing.begin import PLAN_NAME, begin
 from llgbm_pack.packing.commit import commit_set
 from llgbm_pack.packing.lock import builder_lock, refuse_locked
-from llgbm_pack.packing.overwrite import clear, refuse_foreign, replacement_directory, swap_in
+from llgbm_pack.packing.overwrite import clear, replacement_directory, swap_in
 from llgbm_pack.packing.pool import run_jobs
 from llgbm_pack.packing.report import PackReport
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY, ShardRecord, finished_record, load_record
+from llgbm_pack.packing.unfinished import ShardRecord, begin, finished_record, load_record
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.same_reason import grouped
@@ -25,7 +24,8 @@ from llgbm_pack.plan.survey import Skip
 from llgbm_pack.plan.values import ShardJob
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import PlanError, UsageError
-from llgbm_shards.record import RECORD_NAME
+from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, RECORD_NAME
+from llgbm_shards.out_directory import refuse_foreign
 from llgbm_shards.storage import fsync_directory, make_directory, remove_temporary, storage_errors
 
 

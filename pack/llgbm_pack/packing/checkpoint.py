@@ -12,8 +12,8 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_pack.packing.sample_json import columns, describe
-from llgbm_pack.packing.shard_writer import PackedSample
 from llgbm_pack.packing.threads import one_thread
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.adapter import Adapter, parse_adapter
@@ -22,23 +22,20 @@ from llgbm_pack.sources.weights_file import Source, SourceReader
 from llgbm_pack.tokenize.casts import Casts
 from llgbm_pack.tokenize.conditions import ConditionEncoder
 from llgbm_pack.tokenize.encode import BodyEncoder
-from llgbm_shards import sample as codec
+from llgbm_shards import members as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.layout import BIT_DTYPE
-from llgbm_shards.sample import EncodedMember
+from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE
+from llgbm_shards.members import EncodedMember
+from llgbm_shards.names import TOKENIZER_DIRECTORY
+from llgbm_shards.shard_writer import PackedSample
 from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.storage import opened_file, read_range
 from llgbm_shards.tensors import TensorSpec
 
 #: A json of at most this many bytes is within every limit of the readers.
 _SURELY_READABLE: Final = 1 << 20
-TOKENIZER_DIRECTORY: Final = "tokenizer"
-_TORCH_DTYPE: Final = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+_HEADER_DTYPE: Final = {SAFETENSORS_DTYPE[name]: dtype for name, dtype in TORCH_DTYPE.items()}
 
 
 @dataclass(slots=True)
@@ -68,7 +65,7 @@ class Packer:
         layout = context.layout
         self._reader = SourceReader()
         self._encoder = BodyEncoder(layout)
-        self._body = torch.empty(layout.body_shape, dtype=_TORCH_DTYPE[layout.dtype])
+        self._body = torch.empty(layout.body_shape, dtype=TORCH_DTYPE[layout.dtype])
         self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
         self._casts = Casts(self._body.dtype, layout.chunk)
         self._conditions: ConditionEncoder | None = None
@@ -203,7 +200,7 @@ def _input(path: Path) -> InputFile:
 
 def _tensor(data: memoryview, spec: TensorSpec) -> torch.Tensor:
     """A view on the file's data section."""
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[spec.dtype]
+    dtype = _HEADER_DTYPE[spec.dtype]
     count = (spec.end - spec.start) // dtype.itemsize
     return torch.frombuffer(data, dtype=dtype, count=count, offset=spec.start).view(spec.shape)
 

@@ -5,20 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from llgbm_pack.packing.card import CARD_NAME, dataset_card
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
-from llgbm_pack.packing.shard_record import ShardRecord
+from llgbm_pack.packing.unfinished import ShardRecord
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import PackContext
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.index import INDEX_NAME, encode_index, index_schema
-from llgbm_shards.record import RECORD_NAME, CommitRecord, FileEntry, ShardEntry, parse_record
+from llgbm_shards.index import encode_index, index_columns
+from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, parse_record
 from llgbm_shards.storage import read_file, write_file
 
-SKIPPED_NAME: Final = "skipped.json"
+_CARD: Final = """\
+---
+{config}---
+# A shard set of LoRA checkpoints
+
+{samples} checkpoints, pre-tokenized by llgbm-pack: {tokens} tokens of {rank} x {chunk} {dtype} each, modules in
+`{order}` order; members of a sample: {members}.
+
+```python
+from llgbm_loader import StreamingLoader
+
+for batch in StreamingLoader("path/to/this/directory", batch_size=8):
+    ...
+```
+
+The shards are plain tar files in WebDataset form, so these read them too:
+
+```python
+import webdataset
+
+samples = webdataset.WebDataset("path/to/this/directory/{first}", shardshuffle=False)
+```
+
+```python
+import datasets
+
+rows = datasets.load_dataset("webdataset", data_files={{"train": "path/to/this/directory/train-*.tar"}},
+                             split="train", streaming=True)
+```
+
+Check it with `llgbm-check path/to/this/directory`. The format is described in FORMAT.md of llgbm-pack.
+"""
 
 
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:
@@ -42,14 +71,16 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
         shards=tuple(_shard_entry(shard) for shard in records if shard.rows),
         files=(),
     )
-    index = encode_index(_index_rows(records, context), context.members, bare.about())
+    # Row order is the sample number: shards in the plan's order, samples in tar order.
+    rows = index_columns((row for record in records for row in record.rows), context.members)
+    index = encode_index(rows, context.members, bare.about())
     files = [
         _put(context.out, INDEX_NAME, index),
         _put(context.out, SKIPPED_NAME, skipped_json(skipped)),
         *tokenizer_files(context.out),
     ]
     record = replace(bare, files=tuple(sorted(files, key=lambda entry: entry.name)))
-    write_file(context.out / CARD_NAME, dataset_card(record).encode())
+    write_file(context.out / CARD_NAME, _dataset_card(record).encode())
     data = record.to_bytes()
     write_file(context.out / RECORD_NAME, data)
     return parse_record(data)
@@ -82,11 +113,19 @@ def _shard_entry(record: ShardRecord) -> ShardEntry:
     )
 
 
-def _index_rows(records: Sequence[ShardRecord], context: PackContext) -> dict[str, list[Any]]:
-    """Index columns; row order is the sample number: shards in the plan's order, samples in tar order."""
-    columns: dict[str, list[Any]] = {name: [] for name in index_schema(context.members).names}
-    for record in records:
-        for row in record.rows:
-            for name, values in columns.items():
-                values.append(bytes.fromhex(row[name]) if name.endswith(".blake3") else row[name])
-    return columns
+def _dataset_card(record: CommitRecord) -> str:
+    """The card's text; it names no path and no time."""
+    splits = dict.fromkeys(shard.split for shard in record.shards)
+    rows = [f"      - split: {split}\n        path: {split}-*.tar\n" for split in splits]
+    config = "configs:\n  - config_name: default\n    data_files:\n" + "".join(rows)
+    return _CARD.format(
+        config=config,
+        samples=sum(shard.samples for shard in record.shards),
+        tokens=record.layout.num_tokens,
+        rank=record.layout.rank,
+        chunk=record.layout.chunk,
+        dtype=record.layout.dtype,
+        order=record.layout.token_order,
+        members=", ".join(f"`{member}`" for member in record.members),
+        first=record.shards[0].name if record.shards else "train-000000.tar",
+    )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_pack.packing.own_files import open_own, refuse_link
 from llgbm_shards.canonical import load_json
-from llgbm_shards.errors import HeaderError, LockedError
-from llgbm_shards.storage import read_range, storage_errors
+from llgbm_shards.errors import HeaderError, LockedError, StorageError
+from llgbm_shards.storage import read_range, refuse_link, storage_errors
 
 LOCK_NAME: Final = "lock"
 #: Workers share this one; a new builder waits until those of a killed builder are gone.
@@ -62,7 +63,7 @@ def refuse_locked(directory: Path) -> None:
     with storage_errors(directory / LOCK_NAME):
         refuse_link(directory)
         try:
-            fd = open_own(directory / LOCK_NAME, os.O_RDONLY)
+            fd = _open_own(directory / LOCK_NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
@@ -77,7 +78,7 @@ def take_worker_lock(directory: Path) -> None:
     """Taken by each worker process before it writes anything; only its end gives it back."""
     with storage_errors(directory / WORKERS_NAME):
         refuse_link(directory)
-        fd = open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
+        fd = _open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
         fcntl.flock(fd, fcntl.LOCK_SH)
 
 
@@ -90,12 +91,43 @@ def remove_lock(directory: Path) -> None:
             directory.rmdir()
 
 
+def _open_own(path: Path, flags: int) -> int:
+    """Open a regular file that has no other name; links are not followed, FIFOs not waited for.
+
+    Raises:
+        StorageError: Something else stands there.
+        OSError: As ``os.open`` does.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_own(path, "a symbolic link") from error
+        raise
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return fd
+    os.close(fd)
+    got = "a file with other names" if stat.S_ISREG(status.st_mode) else "something else"
+    raise _not_own(path, got)
+
+
+def _not_own(path: Path, got: str) -> StorageError:
+    return StorageError(
+        "not this program's own file",
+        where=str(path),
+        expected="a regular file",
+        got=got,
+        do="Remove it and run the same command again.",
+    )
+
+
 def _open_current(path: Path) -> int:
     """Open the lock file; retried when a finishing builder removed it in between."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fd = open_own(path, os.O_RDWR | os.O_CREAT)
+            fd = _open_own(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             continue
         if _is_current(fd, path):
@@ -159,7 +191,7 @@ def _wait_for_workers(directory: Path) -> None:
 
 
 def _flock_alone(directory: Path) -> None:
-    fd = open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
+    fd = _open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
     try:
         while True:

@@ -5,25 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 from pathlib import Path
-from typing import Final
 
-from llgbm_pack.packing.card import CARD_NAME
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
-from llgbm_pack.packing.commit import SKIPPED_NAME
 from llgbm_pack.packing.lock import builder_lock, remove_lock
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
-from llgbm_shards.errors import UsageError
-from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME
-from llgbm_shards.storage import TEMPORARY, fsync_directory, storage_errors
+from llgbm_shards.names import PACK_DIRECTORY
+from llgbm_shards.storage import fsync_directory, storage_errors
 
-_OF_A_SET: Final = frozenset(
-    {PACK_DIRECTORY, RECORD_NAME, INDEX_NAME, SKIPPED_NAME, CARD_NAME, TOKENIZER_DIRECTORY}
-)
-_SHARD: Final = re.compile(r"(train|val)-[0-9]+\.tar")
 _CURRENT_DIRECTORY, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 
 
@@ -90,42 +78,3 @@ def clear(directory: Path) -> None:
             shutil.rmtree(path)
         elif path.name != PACK_DIRECTORY:
             path.unlink()
-
-
-def refuse_foreign(out: Path) -> None:
-    """Refuse to write among, or to replace, files that are not of a shard set.
-
-    Raises:
-        UsageError: ``out`` is a file, or a directory that holds something else than a set or the beginning of one.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError("the output is not a directory", where=str(out), do="Choose another OUT.")
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    foreign = [name for name in names if not _of_a_set(name)]
-    if names and not {PACK_DIRECTORY, RECORD_NAME} & set(names):
-        foreign = names
-    if foreign:
-        raise UsageError(
-            "the output directory holds files that are not of a shard set",
-            where=str(out),
-            expected="a new or empty directory, or a set",
-            got=", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else ""),
-            do="Choose another OUT, or move these files away.",
-        )
-
-
-def refuse_no_set(out: Path) -> None:
-    """Refuse to mend a directory that holds no file by which a set is known.
-
-    Raises:
-        UsageError: It does not; then what else is there is not ours to touch.
-        StorageError: It cannot be listed.
-    """
-    with storage_errors(out):
-        names = {path.name for path in out.iterdir()}
-    if not names & {RECORD_NAME, INDEX_NAME, SKIPPED_NAME} and not any(map(_SHARD.fullmatch, names)):
-        raise UsageError("not a shard set", where=str(out), do="Name the directory that a build wrote.")
-
-
-def _of_a_set(name: str) -> bool:
-    return name in _OF_A_SET or name.startswith(TEMPORARY) or _SHARD.fullmatch(name) is not None

@@ -12,9 +12,9 @@ from multiprocessing.connection import wait
 
 from llgbm_pack.packing.lock import take_worker_lock
 from llgbm_pack.packing.shard import ShardPacker
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
 from llgbm_pack.plan.values import PackContext, ShardJob
 from llgbm_shards.errors import StorageError
+from llgbm_shards.names import PACK_DIRECTORY
 
 
 @dataclass(slots=True)

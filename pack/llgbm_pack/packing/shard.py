@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llgbm_pack.packing.checkpoint import Packer
-from llgbm_pack.packing.shard_record import ShardRecord, record_path
-from llgbm_pack.packing.shard_writer import PackedSample, write_shard
+from llgbm_pack.packing.unfinished import ShardRecord, record_path
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob
 from llgbm_shards.errors import CheckpointError
-from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.members import fixed_sizes
+from llgbm_shards.shard_writer import PackedSample, write_shard
 from llgbm_shards.storage import storage_errors
 
 #: Called after each checkpoint with the bytes its weights file had (0 when it was skipped).

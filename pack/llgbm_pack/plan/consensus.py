@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.options import LayoutOptions
 from llgbm_pack.plan.survey import Shapes, Skip, Teacher
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.errors import PlanError
@@ -14,8 +15,13 @@ from llgbm_shards.layout import Layout
 Vote = tuple[str, int, Shapes]
 
 
-def choose_layout(teachers: Sequence[Teacher], options: PackOptions) -> Layout:
+def choose_layout(teachers: Sequence[Teacher], options: LayoutOptions, zoo: Path) -> Layout:
     """The layout that most teachers share, after ``--dtype`` and ``--rank`` have had their say.
+
+    Args:
+        teachers: One or more.
+        options: What is asked for.
+        zoo: Where they are, for messages.
 
     Raises:
         PlanError: Two layouts have the same count and none has more.
@@ -27,7 +33,7 @@ def choose_layout(teachers: Sequence[Teacher], options: PackOptions) -> Layout:
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
         raise PlanError(
             "no layout that most of the zoo shares",
-            where=str(options.zoo),
+            where=str(zoo),
             expected="one dtype, rank and module table",
             got=f"a tie: {_describe(*ranked[0])}; {_describe(*ranked[1])}",
             do="Use --include/--exclude to choose one kind, --dtype to cast, or --rank to pad.",
@@ -43,7 +49,7 @@ def choose_layout(teachers: Sequence[Teacher], options: PackOptions) -> Layout:
 
 
 def keep_fitting(
-    teachers: Sequence[Teacher], layout: Layout, options: PackOptions
+    teachers: Sequence[Teacher], layout: Layout, options: LayoutOptions
 ) -> tuple[list[Teacher], list[Skip]]:
     """Part the teachers into those that fit the layout and those that do not."""
     table = {module.name: (module.in_features, module.out_features) for module in layout.modules}
@@ -60,12 +66,14 @@ def keep_fitting(
     return fitting, skipped
 
 
-def _vote(teacher: Teacher, options: PackOptions) -> Vote:
+def _vote(teacher: Teacher, options: LayoutOptions) -> Vote:
     dtype = teacher.dtype if options.dtype == "auto" else options.dtype
     return (dtype, options.rank or teacher.rank, teacher.shapes)
 
 
-def _misfit(teacher: Teacher, layout: Layout, table: dict[str, tuple[int, int]], options: PackOptions) -> str:
+def _misfit(
+    teacher: Teacher, layout: Layout, table: dict[str, tuple[int, int]], options: LayoutOptions
+) -> str:
     """Why a teacher does not fit, or an empty string."""
     dtype = teacher.dtype if options.dtype == "auto" else options.dtype
     if dtype != layout.dtype:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+import numpy as np
+from numpy.typing import NDArray
+
+from llgbm_pack.deltas.agree import Refusal, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.lag import LagCorrelation
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.survey import Skip, Teacher
-from llgbm_pack.plan.values import Note
-from llgbm_shards.errors import CheckpointError, PlanError
+from llgbm_pack.plan.values import Note, SetPart
+from llgbm_shards.errors import PlanError
 
 
 @dataclass(slots=True)
@@ -34,18 +37,12 @@ class DeltaPlan:
     notes: list[Note] = field(default_factory=list)
 
 
-def refusal(directory: Path) -> Refusal:
-    """How a build refuses deltas."""
-    return Refusal(
-        kind=PlanError,
-        where=str(directory),
-        maps="--map OLD=NEW",
-        apart="Pack one set for each, with --include or with separate delta caches.",
-    )
-
-
 def plan_deltas(
-    teachers: Sequence[Teacher], every_path: Sequence[str], tasks: Mapping[str, str], options: PackOptions
+    teachers: Sequence[Teacher],
+    every_path: Sequence[str],
+    tasks: Mapping[str, str],
+    options: PackOptions,
+    only: SetPart | None = None,
 ) -> DeltaPlan:
     """Find and verify the delta of each teacher.
 
@@ -55,26 +52,43 @@ def plan_deltas(
             checkpoint that is left out does not leave its delta to a namesake.
         tasks: The zoo's own tasks, by path.
         options: What is asked for.
+        only: The part of a set that is packed again: it says who has a delta, and the deltas are verified as they are
+            packed.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
             a delta that contradicts itself or its task, or deltas that were not measured alike; lists all of it.
     """
-    plan = DeltaPlan()
-    if options.deltas is None:
+    plan = DeltaPlan(width=only.delta_width if only else 0)
+    wanted = {one.path for one in teachers if only is None or one.path in only.with_delta}
+    if options.deltas is None or not wanted:
         return plan
     entries = _entries(options.deltas)
-    wanted = {teacher.path for teacher in teachers}
-    paths = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(paths, zoo_root=options.zoo, entries=entries, maps=options.maps)
-    refuse = refusal(options.deltas)
-    settled = settle(joined, wanted, lambda entry: entry.load().array, refuse, tasks)
+    every_path = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
+    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
+    refuse = _refusal(options.deltas)
+    settled = settle(joined, wanted, refuse)
+    if only:
+        lost = "no delta found (give --map as for the build)"
+        plan.skipped += [Skip(path, lost) for path in settled.missing]
+        plan.matches = settled.matches
+        return plan
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
     _apply_missing_policy(settled.missing, plan, options)
     refuse_mixed(settled.matches, refuse)
     plan.matches = _verified(settled.matches, entries, plan, refuse)
     plan.notes += _stale(teachers, plan.matches)
     return plan
+
+
+def _refusal(directory: Path) -> Refusal:
+    return Refusal(
+        kind=PlanError,
+        where=str(directory),
+        maps="--map OLD=NEW",
+        apart="Pack one set for each, with --include or with separate delta caches.",
+        most="most of the set",
+    )
 
 
 def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
@@ -105,39 +119,27 @@ def _verified(
 ) -> dict[str, Match]:
     """Load every joined delta, in manifest order; faults skip their checkpoint."""
     owner = {match.entry.key: path for path, match in matches.items()}
-    widths: dict[str, int] = {}
     lag = LagCorrelation()
-    for entry in entries:
-        path = owner.get(entry.key)
-        if path is None:
-            continue
-        try:
-            loaded = entry.load()
-        except CheckpointError as error:
-            plan.skipped.append(Skip(path, str(error)))
-            continue
-        widths[path] = len(loaded.array)
+
+    def load(entry: DeltaEntry) -> NDArray[np.float32]:
+        loaded = entry.load()
         lag.add(loaded.array)
         if loaded.note:
-            plan.notes.append(Note(checkpoint=path, what=f"delta {loaded.note}"))
-    plan.width = _common_width(widths, refuse)
-    for path, width in widths.items():
-        if width != plan.width:
-            reason = f"delta of another width than most of the set: expected {plan.width}, got {width}"
-            plan.skipped.append(Skip(path, reason))
-    if lag.suspicious:
-        plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
-    return {path: match for path, match in matches.items() if widths.get(path) == plan.width}
+            plan.notes.append(Note(checkpoint=owner[entry.key], what=f"delta {loaded.note}"))
+        return loaded.array
 
-
-def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
-    if not widths:
+    deltas = ((owner[one.key], one) for one in entries if one.key in owner)
+    plan.width, faults = verify(deltas, load, refuse)
+    if not plan.width:
         raise PlanError(
             "no delta belongs to any checkpoint of the zoo",
             where=refuse.where,
             do="Check --deltas; rewrite its paths with --map OLD=NEW; or leave --deltas out.",
         )
-    return common_width(widths, refuse)
+    plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
+    if lag.suspicious:
+        plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
+    return {path: match for path, match in matches.items() if path not in faults}
 
 
 def _lag_warning(lag: LagCorrelation) -> str:

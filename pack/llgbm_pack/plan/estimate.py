@@ -9,7 +9,7 @@ from typing import Any, Final
 from llgbm_pack.plan.values import PackContext
 from llgbm_pack.sources.texts import Text
 from llgbm_shards import ustar
-from llgbm_shards.sample import fixed_sizes
+from llgbm_shards.members import fixed_sizes
 
 #: Bytes of text per token id, between small vocabularies (2) and large ones (4.5).
 _BYTES_PER_ID: Final = 3

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_pack.tokenize.module_table import MOST_SIZE
-from llgbm_shards.arguments import (
-    MOST_COUNT,
-    MOST_WORKERS,
-    as_index,
-    is_number,
-    is_one_of,
-    is_text,
-    local_path,
-    require,
-    shown,
+from llgbm_pack.plan.option_values import (
+    choice_option,
+    count_option,
+    last_component,
+    pairs_option,
+    path_option,
+    refuse_overlap,
+    strings_option,
+    tokenizer_option,
 )
-from llgbm_shards.credentials import without_credentials
+from llgbm_pack.tokenize.module_table import MOST_SIZE
+from llgbm_shards.arguments import MOST_COUNT, MOST_WORKERS, as_index, is_number, is_text, require, shown
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
+from llgbm_shards.texts import FORMS
 
-FORMS: Final = ("prompt", "answer", "prompt_answer")
 MISSING_DELTA: Final = ("error", "skip", "zeros")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 SPLIT_BY: Final = ("task", "checkpoint")
@@ -37,6 +36,22 @@ _MOST: Final = {
     "shard_bytes": MOST_COUNT,
     "workers": MOST_WORKERS,
 }
+#: Options that are places; a set records their last component only.
+_PATHS: Final = ("zoo", "out", "deltas", "texts", "text_tokenizer")
+#: Options that shape no byte of a set, or hold absolute paths.
+_UNRECORDED: Final = frozenset({"out", "maps", "workers", "strict", "overwrite"})
+#: Options that a set records as 0 where they are None.
+_RECORDED_AS_0: Final = ("rank", "chunk", "alpha", "max_texts", "limit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutOptions:
+    """What is asked of a layout: four of :class:`PackOptions`."""
+
+    token_order: str = "sorted"
+    dtype: str = "auto"
+    rank: int | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,30 +120,30 @@ class PackOptions:
             _set(self, name, path_option(name, getattr(self, name), optional=name not in ("zoo", "out")))
         _set(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
         for name in ("forms", "include", "exclude"):
-            _set(self, name, _strings(name, getattr(self, name)))
+            _set(self, name, strings_option(name, getattr(self, name)))
         _set(self, "maps", pairs_option(self.maps))
         require(is_text(self.joiner), "joiner", "text", self.joiner)
         for name in ("strict", "overwrite"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "True or False", value)
-        _one_of("missing_delta", self.missing_delta, MISSING_DELTA)
-        _one_of("token_order", self.token_order, TOKEN_ORDERS)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("split_by", self.split_by, SPLIT_BY)
+        choice_option("missing_delta", self.missing_delta, MISSING_DELTA)
+        choice_option("token_order", self.token_order, TOKEN_ORDERS)
+        choice_option("dtype", self.dtype, DTYPES)
+        choice_option("split_by", self.split_by, SPLIT_BY)
         for form in self.forms:
-            _one_of("forms", form, FORMS)
+            choice_option("forms", form, FORMS)
         if not self.forms or len(set(self.forms)) != len(self.forms):
             raise UsageError(
                 "each form once, at least one", where="forms", got=", ".join(self.forms) or "none"
             )
         self._check_numbers()
-        _separate(self.zoo, self.out)
+        refuse_overlap(self.zoo, self.out)
 
     def _check_numbers(self) -> None:
         for name, most in _MOST.items():
             value = getattr(self, name)
             if value is not None or name == "shard_bytes":
-                _set(self, name, _count(name, value, most))
+                _set(self, name, count_option(name, value, most))
         if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise UsageError("must be a positive number", where="alpha", got=shown(self.alpha))
         seed = as_index(self.seed)
@@ -143,124 +158,43 @@ class PackOptions:
             )
 
     @property
+    def layout(self) -> LayoutOptions:
+        """What is asked of the set's layout."""
+        return LayoutOptions(token_order=self.token_order, dtype=self.dtype, rank=self.rank, chunk=self.chunk)
+
+    @property
     def worker_count(self) -> int:
         """Worker processes to use: cgroup and Slurm limits show in the affinity mask, not in the CPU count."""
         return self.workers or len(os.sched_getaffinity(0))
 
     def content(self) -> dict[str, Any]:
         """The options that shape the bytes of the set, as recorded in it; paths keep their last component only."""
-        return {
-            "zoo": _last(self.zoo),
-            "deltas": _last(self.deltas),
-            "texts": _last(self.texts),
-            "text_tokenizer": _last(self.text_tokenizer),
-            "forms": list(self.forms),
-            "joiner": self.joiner,
-            "missing_delta": self.missing_delta,
-            "token_order": self.token_order,
-            "dtype": self.dtype,
-            "rank": self.rank or 0,
-            "chunk": self.chunk or 0,
-            "alpha": float(self.alpha or 0),
-            "max_texts": self.max_texts or 0,
-            "split": float(self.split),
-            "split_by": self.split_by,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "limit": self.limit or 0,
-            "shard_bytes": self.shard_bytes,
-            "seed": self.seed,
-        }
+        recorded = {field.name: getattr(self, field.name) for field in fields(self)}
+        recorded |= {name: list(recorded[name]) for name in ("forms", "include", "exclude")}
+        recorded |= {name: last_component(recorded[name]) for name in _PATHS if name != "out"}
+        recorded |= {name: recorded[name] or 0 for name in _RECORDED_AS_0}
+        recorded |= {name: float(recorded[name]) for name in ("alpha", "split")}
+        return {name: value for name, value in recorded.items() if name not in _UNRECORDED}
 
 
 def _set(options: PackOptions, name: str, value: object) -> None:
     object.__setattr__(options, name, value)  # frozen for everybody else
 
 
-def path_option(name: str, value: object, *, optional: bool) -> Path | None:
-    """A path that a set can record.
+def recorded_options(recorded: Mapping[str, Any], **given: Any) -> PackOptions:
+    """The options of the build that made a set.
+
+    Args:
+        recorded: What :meth:`PackOptions.content` gave it.
+        given: Paths as they are now, and what else a set does not record.
 
     Raises:
-        UsageError: It is none, or not UTF-8.
+        UsageError: They are none that a build takes.
     """
-    if value is None and optional:
-        return None
-    path = local_path(name, value)
-    if not is_text(str(path)):
-        shown_bytes = os.fsencode(path).decode("utf-8", "backslashreplace")
-        do = "Rename the directory, or link to it."
-        raise UsageError("the path is not UTF-8", where=name, got=shown_bytes, do=do)
-    return path
-
-
-def tokenizer_option(value: object) -> str | None:
-    """The name or directory of a text tokenizer.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if value is None:
-        return None
-    local_path("text_tokenizer", value)
-    require(value != "", "text_tokenizer", "a name or a directory", value)
-    return str(value)
-
-
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=shown(value))
-    strings = tuple(value)
-    if not all(map(is_text, strings)):
-        raise UsageError(
-            "not a sequence of strings", where=name, expected="UTF-8 text each", got=shown(strings)
-        )
-    return strings
-
-
-def pairs_option(value: object) -> tuple[tuple[str, str], ...]:
-    """Pairs of prefixes, (old, new).
-
-    Raises:
-        UsageError: They are none, or an old one is empty.
-    """
-    rows = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    pairs = [_strings("maps", row) for row in rows]
-    if not all(len(pair) == 2 and pair[0] for pair in pairs):
-        raise UsageError("not pairs", where="maps", expected="(old, new) prefixes", got=shown(value))
-    return tuple((old, new) for old, new in pairs)
-
-
-def _count(name: str, value: object, most: int) -> int:
-    number = as_index(value)
-    if number is None or number < 1:
-        raise UsageError("must be at least 1", where=name, expected="a whole number", got=shown(value))
-    require(number <= most, name, f"at most {most}", value)
-    return number
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if not is_one_of(value, allowed):
-        raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=shown(value))
-
-
-def _last(path: Path | str | None) -> str:
-    if path is None:
-        return ""
-    name = (
-        Path(os.path.realpath(path)).name
-        if Path(path).exists()
-        else Path(without_credentials(str(path))).name
-    )
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _separate(zoo: Path, out: Path) -> None:
-    """A set inside the zoo would be walked as part of it; a zoo inside the set would be swapped away."""
-    inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(zoo))
-    if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise UsageError(
-            "zoo and output overlap",
-            where=str(out),
-            expected="a directory outside the zoo",
-            do="Choose another OUT.",
-        )
+    names = {field.name for field in fields(PackOptions)} - _UNRECORDED.union(_PATHS)
+    try:
+        values = {name: recorded[name] for name in names}
+        values |= {name: values[name] or None for name in _RECORDED_AS_0}
+        return PackOptions(**values, **given)
+    except (KeyError, TypeError) as error:
+        raise UsageError("the set does not record the options of a build", got=repr(error)) from error

@@ -15,12 +15,12 @@ from llgbm_pack.plan.estimate import estimate_bytes
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.samples import join_samples
 from llgbm_pack.plan.survey import Skip, nothing_to_pack, survey
-from llgbm_pack.plan.values import Note, PackContext, PlannedSample, ShardJob
+from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob
 from llgbm_pack.sources.tasks import zoo_tasks
-from llgbm_pack.sources.zoo import ZooListing, walk_zoo
+from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_pack.tokenize.conditions import describe, load_tokenizer
 from llgbm_shards.canonical import blake3_hex, dump_json
-from llgbm_shards.sample import SUFFIX
+from llgbm_shards.members import SUFFIX
 from llgbm_shards.texts import ConditionSpec
 
 
@@ -77,25 +77,12 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as ``--dry-run --format json`` prints it."""
         layout = self.context.layout
-        names = (
-            "found",
-            "excluded",
-            "ignored",
-            "samples",
-            "splits",
-            "text_sources",
-            "estimated_bytes",
-            "fingerprint",
-        )
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        names = ["found", "excluded", "ignored", "samples", "splits", "text_sources", "estimated_bytes"]
+        fields: dict[str, Any] = {name: getattr(self, name) for name in [*names, "fingerprint"]}
+        tokens = {name: getattr(layout, name) for name in ("rank", "chunk", "dtype")}
         return {
             **fields,
-            "tokens": {
-                "count": layout.num_tokens,
-                "rank": layout.rank,
-                "chunk": layout.chunk,
-                "dtype": layout.dtype,
-            },
+            "tokens": {"count": layout.num_tokens, **tokens},
             "members": list(self.context.members),
             "matched_by": dict(
                 Counter(s.matched_by for job in self.jobs for s in job.samples if s.matched_by)
@@ -106,41 +93,43 @@ class Plan:
         }
 
 
-def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
+def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | None = None) -> Plan:
     """Walk the zoo, read headers, texts and deltas, and decide everything but the bytes.
 
     Args:
         options: What is asked for.
         out: Directory the shards go to; ``options.out`` unless it is being replaced.
+        only: Shards of a finished set, to plan these and no others. A checkpoint of theirs that cannot be packed is
+            among the skipped ones, and what the plan tells of the whole zoo (found, excluded) is of no use.
 
     Raises:
         PlanError: The zoo, the deltas or the texts do not allow what is asked for; lists all of it.
         StorageError: The zoo cannot be read.
     """
     listing = walk_zoo(options.zoo, options.include, options.exclude)
-    candidates = listing.checkpoints[: options.limit]
+    candidates = _candidates(listing, options, only)
     excluded = listing.excluded + len(listing.checkpoints) - len(candidates)
-    surveyed = survey(candidates, options)
-    skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *surveyed.skipped]
-    if not surveyed.teachers:
+    surveyed, unread = survey(candidates, options.alpha)
+    skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *unread]
+    if not (surveyed or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
-    layout = choose_layout(surveyed.teachers, options)
-    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    layout = only.layout if only else choose_layout(surveyed, options.layout, options.zoo)
+    teachers, misfits = keep_fitting(surveyed, layout, options.layout)
     skipped += misfits
-    if not teachers:
+    if not (teachers or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
     # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
     whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
     tasks = zoo_tasks(options.zoo, whole.nameable)
-    deltas = plan_deltas(teachers, _every_path(whole), tasks, options)
+    deltas = plan_deltas(teachers, _claimants(whole, options, only), tasks, options, only)
     skipped += deltas.skipped
     left_out = {skip.checkpoint for skip in deltas.skipped}
     teachers = [teacher for teacher in teachers if teacher.path not in left_out]
-    tokenizer = None if options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
-    conditions, notes = _conditions(tokenizer, options)
+    tokenizer = None if only or options.text_tokenizer is None else load_tokenizer(options.text_tokenizer)
+    conditions, notes = _conditions(tokenizer, options, only)
     samples, texts, faults = join_samples(teachers, deltas, tasks, options)
     skipped += faults
-    if not samples:
+    if not (samples or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
     context = PackContext(
         zoo=options.zoo,
@@ -155,7 +144,7 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
         conditions=conditions,
         delta_width=deltas.width,
     )
-    jobs = _jobs(samples, context, options)
+    jobs = _jobs(samples, context, options, only)
     return Plan(
         options=options,
         context=context,
@@ -172,13 +161,26 @@ def make_plan(options: PackOptions, out: Path | None = None) -> Plan:
     )
 
 
-def _every_path(listing: ZooListing) -> list[str]:
-    return [*(found.path for found in listing.checkpoints), *(bad.path for bad in listing.rejected)]
+def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None) -> Sequence[Candidate]:
+    if only is None:
+        return listing.checkpoints[: options.limit]
+    wanted = {path for shard in only.shards for path in shard.paths}
+    return [candidate for candidate in listing.checkpoints if candidate.path in wanted]
 
 
-def _conditions(tokenizer: Any, options: PackOptions) -> tuple[ConditionSpec | None, list[Note]]:
-    if tokenizer is None:
-        return None, []
+def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
+    """All checkpoints that claim a delta. Of a set those that were there then: it knows them, but for filtered ones."""
+    found = [one.path for one in whole.checkpoints]
+    if only is None:
+        return found + [bad.path for bad in whole.rejected]
+    return [*only.known, *(found if options.include or options.exclude or options.limit else ())]
+
+
+def _conditions(
+    tokenizer: Any, options: PackOptions, only: SetPart | None
+) -> tuple[ConditionSpec | None, list[Note]]:
+    if only or tokenizer is None:
+        return only.conditions if only else None, []
     spec, note = describe(tokenizer, forms=options.forms, joiner=options.joiner)
     return spec, [Note(checkpoint="", what=note)] if note else []
 
@@ -190,22 +192,26 @@ def _members(conditions: ConditionSpec | None, deltas: DeltaPlan) -> tuple[str, 
 
 
 def _jobs(
-    samples: Sequence[PlannedSample], context: PackContext, options: PackOptions
+    samples: Sequence[PlannedSample], context: PackContext, options: PackOptions, only: SetPart | None
 ) -> tuple[ShardJob, ...]:
     by_path = {sample.path: sample for sample in samples}
     digest = context.digest()
-    assigned = assign_shards(
-        [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
-        body_bytes=context.layout.body_bytes,
-        shard_bytes=options.shard_bytes,
-        seed=options.seed,
-        val_fraction=options.split,
+    assigned = (
+        only.shards
+        if only
+        else assign_shards(
+            [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
+            body_bytes=context.layout.body_bytes,
+            shard_bytes=options.shard_bytes,
+            seed=options.seed,
+            val_fraction=options.split,
+        )
     )
     return tuple(
         ShardJob(
             name=shard.name,
             split=shard.split,
-            samples=tuple(by_path[path] for path in shard.paths),
+            samples=tuple(by_path[path] for path in shard.paths if path in by_path),
             context=digest,
         )
         for shard in assigned

@@ -13,7 +13,7 @@ from llgbm_pack.plan.values import PlannedSample
 from llgbm_pack.sources.tasks import resolve_task
 from llgbm_pack.sources.texts import read_texts
 from llgbm_shards.errors import CheckpointError, PlanError
-from llgbm_shards.sample import sample_key
+from llgbm_shards.members import sample_key
 
 
 def join_samples(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.same_reason import grouped
 from llgbm_pack.sources.adapter import Adapter, read_adapter
 from llgbm_pack.sources.zoo import Candidate
@@ -48,25 +47,26 @@ class Teacher:
     base_model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """Teachers that can be packed as far as their headers tell, and those that cannot."""
+def survey(candidates: Iterable[Candidate], alpha: float | None) -> tuple[list[Teacher], list[Skip]]:
+    """Read headers and configs of all candidates; a fault of one skips that one.
 
-    teachers: tuple[Teacher, ...]
-    skipped: tuple[Skip, ...]
+    Args:
+        candidates: The checkpoints.
+        alpha: lora_alpha of those without a config.
 
-
-def survey(candidates: Iterable[Candidate], options: PackOptions) -> Survey:
-    """Read headers and configs of all candidates; a fault of one skips that one."""
+    Returns:
+        Those that can be packed as far as their headers tell, and those that cannot.
+    """
     shapes: dict[Shapes, Shapes] = {}
-    teachers, skipped = [], []
+    teachers: list[Teacher] = []
+    skipped: list[Skip] = []
     for candidate in candidates:
         try:
-            adapter = read_adapter(candidate.weights, candidate.config, alpha=options.alpha)
+            adapter = read_adapter(candidate.weights, candidate.config, alpha=alpha)
         except (CheckpointError, HeaderError, StorageError) as error:
             skipped.append(Skip(candidate.path, str(error)))
             continue
-        found = adapter_shapes(adapter)
+        found = _shapes(adapter)
         teachers.append(
             Teacher(
                 path=candidate.path,
@@ -78,11 +78,10 @@ def survey(candidates: Iterable[Candidate], options: PackOptions) -> Survey:
                 base_model=adapter.base_model,
             )
         )
-    return Survey(tuple(teachers), tuple(skipped))
+    return teachers, skipped
 
 
-def adapter_shapes(adapter: Adapter) -> Shapes:
-    """The module table of one adapter as a value."""
+def _shapes(adapter: Adapter) -> Shapes:
     return tuple(sorted((name, pair.in_features, pair.out_features) for name, pair in adapter.pairs.items()))
 
 

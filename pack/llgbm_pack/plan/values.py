@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_pack.plan.assignment import Assignment
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.layout import Layout
 from llgbm_shards.storage import read_at_most
@@ -110,6 +111,27 @@ class PackContext:
         return blake3_hex(
             dump_json({key: value for key, value in _plain(asdict(self)).items() if key not in places})
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetPart:
+    """Shards of a finished set that are to be packed again: what the set has decided is not decided anew.
+
+    Attributes:
+        layout: Layout of the set.
+        conditions: How its texts are tokenized; None without text ids.
+        delta_width: Hidden width of its deltas, 0 when it has none.
+        shards: The shards, each with its checkpoints in order.
+        with_delta: Those of these checkpoints that have a delta.
+        known: All checkpoints that the build packed or skipped: each claimed its own delta.
+    """
+
+    layout: Layout
+    conditions: ConditionSpec | None
+    delta_width: int
+    shards: tuple[Assignment, ...]
+    with_delta: frozenset[str]
+    known: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from llgbm_pack.plan.options import FORMS, pairs_option
+from llgbm_pack.plan.option_values import pairs_option
 from llgbm_pack.plan.survey import Skip
-from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas, Maps
-from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch
+from llgbm_pack.raw.deltas import DeltaSource, Maps
+from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch, some_reasons
 from llgbm_pack.raw.weights import own_tokenizer, tokenize_file
 from llgbm_pack.raw.zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.tokenize.conditions import form_text
@@ -29,9 +29,9 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 from llgbm_shards.errors import UsageError
+from llgbm_shards.texts import FORMS
 
 _LOG = logging.getLogger(__name__)
-_SHOWN = 3
 #: Ids of a condition at most: no model reads more, and each item has memory for all of them.
 _MOST_IDS = 1 << 24
 
@@ -111,9 +111,8 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
         self.skipped: list[Skip] = zoo.skipped
         self.conditions = {str(checkpoint.place): _condition(checkpoint) for checkpoint in zoo.checkpoints}
-        self.all_deltas = LazyDeltas(
-            zoo.deltas.source,
-            {str(found.place): found.delta for found in zoo.checkpoints if found.delta is not None},
+        self.all_deltas = zoo.deltas.source.by_path(
+            {str(found.place): found.delta for found in zoo.checkpoints if found.delta is not None}
         )
         self._tell()
 
@@ -187,9 +186,9 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
 
     def _tell(self) -> None:
         if self.skipped:
-            shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in self.skipped[:_SHOWN])
             counts = len(self), len(self.checkpoint_paths), len(self.skipped)
-            _LOG.warning("%d of %d checkpoints are used, %d skipped (see .skipped): %s", *counts, shown)
+            first = some_reasons(self.skipped)
+            _LOG.warning("%d of %d checkpoints are used, %d skipped (see .skipped): %s", *counts, first)
         zeros = sum(checkpoint.delta is None for checkpoint in self._checkpoints)
         if zeros:
             _LOG.warning("%d of %d checkpoints have no delta: zeros, has_delta False", zeros, len(self))

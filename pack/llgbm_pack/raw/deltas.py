@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgbm_pack.deltas.agree import Refusal, common_width, refuse_mixed, settle
+from llgbm_pack.deltas.agree import Refusal, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
+from llgbm_pack.raw.repeats import LazyMap
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import CheckpointError, UsageError
 
@@ -29,6 +31,7 @@ _REFUSAL: Final = Refusal(
     where="delta_cache",
     maps="maps=[(old, new)]",
     apart="Use one folder of checkpoints, or one cache, for each.",
+    most="most",
 )
 
 
@@ -77,6 +80,10 @@ class DeltaSource:
     def tensor(self, entry: DeltaEntry) -> Tensor:
         """One delta, (hidden,) float32, in memory of its own; as :meth:`load` otherwise."""
         return torch.tensor(self.load(entry))
+
+    def by_path(self, entries: Mapping[str, DeltaEntry]) -> LazyMap[str, NDArray[np.float32]]:
+        """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
+        return LazyMap(entries, functools.partial(_load, self, entries))
 
     def own_width(self) -> int:
         """The width of the cache's deltas, whomever they belong to; 0 when it knows none.
@@ -139,6 +146,7 @@ def join_verified(
     zoo_root: str | os.PathLike[str],
     wanted: Sequence[str] | None = None,
     maps: Maps = (),
+    tasks: Mapping[str, str] | None = None,
 ) -> JoinedDeltas:
     """Join checkpoints with deltas as a build does, and read each joined delta once to verify it; none is kept.
 
@@ -148,50 +156,27 @@ def join_verified(
         zoo_root: The zoo.
         wanted: Those to find deltas for; all by default.
         maps: (old, new) prefixes to rewrite in the cache's paths.
+        tasks: Tasks the zoo's own manifest names, by path; None where the checkpoints are of no zoo.
 
     Raises:
         UsageError: A checkpoint with two candidates, a delta that contradicts itself or its task, deltas that were not
             measured alike, or no width that most of them share.
     """
-    joined = join_deltas(checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps)
-    settled = settle(joined, set(checkpoints if wanted is None else wanted), source.load, _REFUSAL)
+    joined = join_deltas(
+        checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps, tasks=tasks, load=source.load
+    )
+    settled = settle(joined, set(checkpoints if wanted is None else wanted), _REFUSAL)
     for path, what in settled.notes:
         _LOG.warning("%s: %s", path, what)
     matches = settled.matches
     refuse_mixed(matches, _REFUSAL)
-    widths: dict[str, int] = {}
-    faults: dict[str, str] = {}
-    for path, match in matches.items():
-        try:
-            widths[path] = len(source.load(match.entry))
-        except CheckpointError as error:
-            faults[path] = str(error)
-    width = common_width(widths, _REFUSAL) or source.own_width()
-    for path, own in widths.items():
-        if own != width:
-            faults[path] = f"delta of another width than most: expected {width}, got {own}"
+    width, faults = verify(((path, match.entry) for path, match in matches.items()), source.load, _REFUSAL)
     sound = {path: match.entry for path, match in matches.items() if path not in faults}
-    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width)
+    return JoinedDeltas(source=source, entries=sound, faults=faults, width=width or source.own_width())
 
 
-class LazyDeltas(Mapping[str, NDArray[np.float32]]):
-    """Deltas by checkpoint path, (hidden,) float32 each; every look-up reads its file."""
-
-    def __init__(self, source: DeltaSource, entries: Mapping[str, DeltaEntry]) -> None:
-        self._source = source
-        self._entries = dict(entries)
-
-    def __getitem__(self, path: str) -> NDArray[np.float32]:
-        return self._source.load(self._entries[path])
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._entries  # Mapping's own would read the file
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def _load(source: DeltaSource, entries: Mapping[str, DeltaEntry], path: str) -> NDArray[np.float32]:
+    return source.load(entries[path])
 
 
 def _as_array(delta: object, path: str) -> NDArray[np.float32]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.deltas.manifest import DeltaEntry
@@ -18,6 +19,8 @@ from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.raw.lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
 from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
+from llgbm_pack.raw.values import some_reasons
+from llgbm_pack.sources.directory import CONFIG, WEIGHTS
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
 
@@ -25,8 +28,6 @@ _LOG = logging.getLogger(__name__)
 _METHOD: Final = "get_checkpoint_path"
 #: So many items are read for their paths at most.
 _MOST_READ: Final = 10_000
-#: A path may name the weights file in place of the checkpoint.
-_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 #: A checkpoint that is one file is called by its path without this.
 _SUFFIX: Final = ".safetensors"
 #: Of (tokens, condition, checkpoint_path).
@@ -53,10 +54,11 @@ class ItemDeltas:
     """
 
     def __init__(self, base: Any, source: DeltaSource) -> None:
-        _require_items(base)
+        right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
+        require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
         self._base = base
         self._source = source
-        self._paths: ItemPaths | None = known_paths(base)
+        self._paths: ItemPaths | None = _known_paths(base)
         if self._paths is None:
             _refuse_to_read(base)
         self._joined: JoinedDeltas | None = None
@@ -75,18 +77,18 @@ class ItemDeltas:
             UsageError: Neither the dataset nor its items tell.
         """
         if self._paths is None:
-            self._paths = read_paths(self._base)
+            self._paths = _read_paths(self._base)
         return self._paths
 
     @property
     def joined(self) -> JoinedDeltas:
-        """The joined deltas, by :func:`plain_path` as it was when they were joined.
+        """The joined deltas, by plain paths as they were when they were joined.
 
         Raises:
             UsageError: As :func:`~llgbm_pack.raw.deltas.join_verified`.
         """
         if self._joined is None:
-            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
+            self._plain = {path: _plain_path(path) for path in self.paths.distinct()}
             self._joined = join_verified(
                 self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
             )
@@ -100,6 +102,21 @@ class ItemDeltas:
     def entry_of(self, path: str) -> DeltaEntry | None:
         """The delta of a path of :attr:`paths`, None when it has none."""
         return self.joined.entries.get(self._plain[path])
+
+    def array(self, idx: int) -> NDArray[np.float32] | None:
+        """The delta of an item, (hidden,) float32, read from its file; None when it has none."""
+        entry = self.entry(idx)
+        return None if entry is None else self.joined.source.load(entry)
+
+    def of_item(self, idx: int, item: Any) -> tuple[Tensor, bool]:
+        """The delta of an item that was read, and whether it is one, or zeros in its place.
+
+        Raises:
+            UsageError: As :meth:`refuse_another`.
+        """
+        self.refuse_another(idx, item)
+        entry = self.entry(idx)
+        return (self.joined.zeros(), False) if entry is None else (self.joined.source.tensor(entry), True)
 
     def all_entries(self) -> dict[str, DeltaEntry]:
         """The delta of each path that has one."""
@@ -116,10 +133,10 @@ class ItemDeltas:
         Raises:
             UsageError: It says that it is of another: by position it would get that one's delta.
         """
-        own, listed = path_in(item), self.paths[idx]
+        own, listed = _path_in(item), self.paths[idx]
         if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self._plain):
             return
-        if not same_checkpoint(own, listed):
+        if not _same_checkpoint(own, listed):
             raise UsageError(
                 "an item of the base dataset is of another checkpoint than it lists",
                 where=f"item {idx} of {type(self._base).__name__}",
@@ -139,47 +156,27 @@ class ItemDeltas:
                 rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
         return rows
 
-
-class DeltaMap(Mapping[int, "NDArray[np.float32] | None"]):
-    """Deltas by item of the base dataset, (hidden,) float32, None for those without; every look-up reads its file."""
-
-    def __init__(self, deltas: ItemDeltas, indices: ChosenIndices) -> None:
-        self._deltas = deltas
-        self._indices = indices
-
-    def __getitem__(self, idx: int) -> NDArray[np.float32] | None:
-        if idx not in self._indices:
-            raise KeyError(idx)
-        entry = self._deltas.entry(idx)
-        return None if entry is None else self._deltas.joined.source.load(entry)
-
-    def __contains__(self, idx: object) -> bool:
-        return idx in self._indices  # Mapping's own would read the file
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
+    def tell_missing(self, *, left_out: bool) -> list[Skip]:
+        """As :meth:`missing`, which is told in a warning: either they are left out, or zeros stand for their deltas."""
+        missing = self.missing()
+        if missing:
+            what = "left out" if left_out else "zeros, has_delta False"
+            have, count = len(self.having()), len(self.paths)
+            _LOG.warning(
+                "%d of %d items have no delta (%s): %s", count - have, count, what, some_reasons(missing)
+            )
+            if not left_out:
+                self.joined.zeros()  # raises now what would fail at the first of them
+        return missing
 
 
-def _require_items(base: object) -> None:
-    """Raises UsageError when a base dataset has no items to be asked for by number."""
-    right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
-    require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
-
-
-def known_paths(base: Any) -> ItemPaths | None:
-    """Paths of all items as the dataset itself tells them, None when it does not.
-
-    Raises:
-        UsageError: It contradicts itself.
-    """
+def _known_paths(base: Any) -> ItemPaths | None:
+    """Paths of all items as the dataset itself tells them, None when it does not."""
     if isinstance(base, Subset):
-        whole = known_paths(base.dataset)
+        whole = _known_paths(base.dataset)
         return None if whole is None else ItemPaths.one_each([whole[idx] for idx in base.indices])
     if isinstance(base, ConcatDataset):
-        parts = [known_paths(part) for part in base.datasets]
+        parts = [_known_paths(part) for part in base.datasets]
         told = [part for part in parts if part is not None]
         cycles = [cycle for part in told for cycle in part.cycles]
         return ItemPaths(cycles) if len(told) == len(parts) else None
@@ -201,14 +198,10 @@ def _refuse_to_read(base: Any) -> None:
         )
 
 
-def read_paths(base: Any) -> ItemPaths:
-    """Paths of all items from the items themselves; the first tells whether they have any.
-
-    Raises:
-        UsageError: They do not.
-    """
+def _read_paths(base: Any) -> ItemPaths:
+    """Paths of all items from the items themselves; the first tells whether they have any."""
     count = len(base)
-    if count and path_in(base[0]) is None:
+    if count and _path_in(base[0]) is None:
         raise UsageError(
             "the base dataset does not tell its checkpoints",
             where=type(base).__name__,
@@ -218,24 +211,24 @@ def read_paths(base: Any) -> ItemPaths:
     _LOG.warning(
         "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
     )
-    return ItemPaths.one_each([path_in(base[idx]) for idx in range(count)])
+    return ItemPaths.one_each([_path_in(base[idx]) for idx in range(count)])
 
 
-def path_in(item: Any) -> str | None:
+def _path_in(item: Any) -> str | None:
     """The path in an item: a key of a map, or the third of a tuple."""
     if isinstance(item, (tuple, list)):
         return path_of(item[_PLACE]) if len(item) > _PLACE else None
     return path_of(item)
 
 
-def same_checkpoint(one: str, other: str) -> bool:
+def _same_checkpoint(one: str, other: str) -> bool:
     """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
     if one == other:
         return True
     short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
     if short and long[-len(short) :] == short:
         return True
-    return os.path.realpath(plain_path(one)) == os.path.realpath(plain_path(other))
+    return os.path.realpath(_plain_path(one)) == os.path.realpath(_plain_path(other))
 
 
 def _surely_a_path(item: Any, own: str) -> bool:
@@ -245,10 +238,10 @@ def _surely_a_path(item: Any, own: str) -> bool:
     return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
 
 
-def plain_path(path: str) -> str:
+def _plain_path(path: str) -> str:
     """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
     pure, here = PurePath(os.path.normpath(path)), Path.cwd()
-    if pure.name in _FILES:
+    if pure.name in (WEIGHTS, CONFIG):  # in place of the checkpoint
         pure = pure.parent
     elif pure.suffix == _SUFFIX:
         pure = pure.with_suffix("")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import SupportsIndex, overload
+from typing import SupportsIndex, TypeVar, overload
 
 import numpy as np
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +124,27 @@ class ChosenIndices(Sequence[int]):
         return f"[{shown}{', ...' if len(self) > 5 else ''}]"
 
 
-class PathMap(Mapping[int, str]):
-    """Paths by index, of the items that have one."""
+class LazyMap(Mapping[K, V]):
+    """A map whose values are read when they are looked up, each time anew.
 
-    def __init__(self, paths: ItemPaths) -> None:
-        self._paths = paths
-        self._indices = ChosenIndices(paths, bool)
+    Args:
+        keys: Its keys, in order.
+        read: Reads the value of one of them.
+    """
 
-    def __getitem__(self, idx: int) -> str:
-        path = self._paths[idx] if idx in self._indices else None
-        if path is None:
-            raise KeyError(idx)
-        return path
+    def __init__(self, keys: Collection[K], read: Callable[[K], V]) -> None:
+        self._keys, self._read = keys, read
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+    def __getitem__(self, key: K) -> V:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # Mapping's own would read the value
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._keys)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._keys)

@@ -1,20 +1,45 @@
-"""What foreign tokenizers and datasets hand out, as tensors; and batches of it."""
+"""What foreign tokenizers and datasets hand out, as tensors; the items that the datasets here give, and batches of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llgbm_pack.raw.frame import scales_in_frame
+from llgbm_pack.plan.survey import Skip
 from llgbm_shards.arguments import require, whole_number
 from llgbm_shards.errors import UsageError
 
 #: Keys of a text tokenizer's output.
 _IDS, _MASK = "input_ids", "attention_mask"
+#: Keys of ids in an item of a base dataset.
+_ITEM_IDS: Final = ("condition_ids", _IDS)
+#: Reasons shown in a warning.
+_SHOWN: Final = 3
+
+
+class DeltaSample(tuple[Any, ...]):
+    """A plain tuple that also knows whether its delta is one, or zeros in its place.
+
+    Attributes:
+        has_delta: Whether the delta is one.
+    """
+
+    has_delta: bool
+
+    def __new__(cls, values: Sequence[Any], has_delta: bool = True) -> DeltaSample:
+        """A tuple of the values."""
+        sample = super().__new__(cls, values)
+        sample.has_delta = has_delta
+        return sample
+
+
+def some_reasons(skips: Sequence[Skip]) -> str:
+    """The first of some skips, for a warning."""
+    return "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in skips[:_SHOWN])
 
 
 def as_tensor(value: object, where: str) -> Tensor:
@@ -55,41 +80,30 @@ def require_batch(batch: object, kind: type | tuple[type, ...]) -> None:
     require(right, "batch", "a list of one or more items of the dataset", batch)
 
 
-def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
-    """Tokens and scales of what a LoRA tokenizer's ``tokenize`` returned.
-
-    Args:
-        result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
-
-    Returns:
-        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
-        None where they have no frame either.
+def tokens_and_condition(item: Any) -> tuple[Any, Any]:
+    """Tokens and condition of an item of a base dataset: the condition as it is, an array of tokens as a tensor.
 
     Raises:
-        UsageError: Of another form.
+        UsageError: It has none.
     """
-    parts = tuple(result) if isinstance(result, (tuple, list)) else (result, None)
-    if len(parts) != 2:
-        raise UsageError("not tokens and scales", where="lora_tokenizer.tokenize", got=f"{len(parts)} values")
-    tokens = as_tensor(parts[0], "tokens of lora_tokenizer").float()
-    if tokens.ndim != 3:
-        raise UsageError(
-            "tokens of another shape",
-            where="lora_tokenizer.tokenize",
-            expected="(N, H, W)",
-            got=f"{tuple(tokens.shape)}",
-        )
-    if parts[1] is None:
-        return tokens, scales_in_frame(tokens)
-    scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
-    if scales.ndim != 2 or len(scales) != len(tokens):
-        raise UsageError(
-            "scales of another shape",
-            where="lora_tokenizer.tokenize",
-            expected=f"({len(tokens)}, 2) or ({len(tokens)}, 4)",
-            got=f"{tuple(scales.shape)}",
-        )
-    return tokens, scales
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return _as_tokens(item[0]), item[1]
+    if isinstance(item, Mapping) and "tokens" in item:
+        if "condition" in item:
+            return _as_tokens(item["tokens"]), item["condition"]
+        ids = next((item[key] for key in _ITEM_IDS if key in item), None)
+        if ids is not None:
+            mask = {"attention_mask": item["attention_mask"]} if "attention_mask" in item else {}
+            return _as_tokens(item["tokens"]), {"input_ids": ids, **mask} if mask else ids
+    raise UsageError(
+        "no tokens and condition in an item of the base dataset",
+        expected="(tokens, condition, ...), or a map with tokens and condition or condition_ids",
+        got=", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__,
+    )
+
+
+def _as_tokens(value: Any) -> Any:
+    return as_tensor(value, "tokens") if isinstance(value, np.ndarray) else value
 
 
 def condition_tensors(encoded: Any) -> tuple[Tensor, Tensor]:
@@ -150,6 +164,17 @@ def collate_items(items: Sequence[Mapping[str, Any]], where: str = "batch") -> d
     """
     keys = _common_keys(items, where)
     return {key: collate_values([item[key] for item in items], str(key)) for key in keys}
+
+
+def collate_tuples(batch: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, Any]:
+    """A batch of tuples: a map of their first places by name, and ``has_delta`` where they know it.
+
+    Raises:
+        UsageError: Tensors of different shapes.
+    """
+    columns = {name: collate_values([item[at] for item in batch], name) for at, name in enumerate(names)}
+    known = [item.has_delta for item in batch if isinstance(item, DeltaSample)]
+    return {**columns, "has_delta": torch.tensor(known)} if len(known) == len(batch) else columns
 
 
 def stack(tensors: Sequence[Tensor], where: str) -> Tensor:

@@ -11,14 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from llgbm_loader.frame import frame_tokens
-from llgbm_pack.raw.values import token_tensors
+from llgbm_loader.frame import frame_tokens, unframe
+from llgbm_pack.raw.values import as_tensor
 from llgbm_pack.sources.peft_keys import pair_keys
 from llgbm_pack.tokenize.encode import BodyEncoder
 from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
-from llgbm_shards.errors import CheckpointError
+from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.storage import read_file
+
+#: Rows and columns of a frame.
+_BORDER = 2
 
 
 def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
@@ -47,12 +50,12 @@ def tokenize_file(
         StorageError: It cannot be read.
         UsageError: A foreign tokenizer returned something else.
     """
-    tensors = read_tensors(weights, where=where)
+    tensors = _read_tensors(weights, where)
     own = own_tokenizer(lora_tokenizer)
     if own is None or layout is None:
         return token_tensors(lora_tokenizer.tokenize(tensors))
     try:
-        return tokenize_to(layout, own, tensors, weights.name)
+        return _tokenize_to(layout, own, tensors, weights.name)
     except CheckpointError as error:
         place = f"{where}: {error.where}" if error.where else where
         raise CheckpointError(
@@ -60,13 +63,8 @@ def tokenize_file(
         ) from error
 
 
-def read_tensors(weights: Path, *, where: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by sorted key, in memory of their own.
-
-    Raises:
-        CheckpointError: It is not sound.
-        StorageError: It cannot be read, or is no regular file.
-    """
+def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by sorted key, in memory of their own."""
     try:
         tensors = load(read_file(weights))
     except SafetensorError as error:
@@ -76,23 +74,10 @@ def read_tensors(weights: Path, *, where: str) -> dict[str, Tensor]:
     return {key: tensors[key] for key in sorted(tensors)}
 
 
-def tokenize_to(
+def _tokenize_to(
     layout: Layout, tokenizer: LoraTokenizer2D, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[Tensor, Tensor]:
-    """Tokenize weights to a given layout, as a build does.
-
-    Args:
-        layout: The layout; modules that the weights lack become padding.
-        tokenizer: Says how to frame.
-        tensors: PEFT keys to tensors of the layout's dtype.
-        where: Name of the file, for messages.
-
-    Returns:
-        tokens (N, H, W) float32 and scales (N, 2) float32.
-
-    Raises:
-        CheckpointError: A tensor does not fit the layout or cannot be tokenized; it is named.
-    """
+    """Tokenize weights to a given layout, as a build does; modules that they lack become padding."""
     keys = pair_keys(tensors, where)
     pairs = {name: (tensors[pair.a], tensors[pair.b]) for name, pair in keys.items()}
     body = torch.empty(layout.body_shape, dtype=getattr(torch, layout.dtype))
@@ -102,3 +87,70 @@ def tokenize_to(
         body, scales, frame=tokenizer.frame, zero_std=tokenizer.zero_std, dtype=torch.float32
     )
     return tokens, scales
+
+
+def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
+    """Tokens and scales of what a LoRA tokenizer's ``tokenize`` returned.
+
+    Args:
+        result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
+
+    Returns:
+        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
+        None where they have no frame either.
+
+    Raises:
+        UsageError: Of another form.
+    """
+    parts = tuple(result) if isinstance(result, (tuple, list)) else (result, None)
+    if len(parts) != 2:
+        raise UsageError("not tokens and scales", where="lora_tokenizer.tokenize", got=f"{len(parts)} values")
+    tokens = as_tensor(parts[0], "tokens of lora_tokenizer").float()
+    if tokens.ndim != 3:
+        raise UsageError(
+            "tokens of another shape",
+            where="lora_tokenizer.tokenize",
+            expected="(N, H, W)",
+            got=f"{tuple(tokens.shape)}",
+        )
+    if parts[1] is None:
+        return tokens, scales_in_frame(tokens)
+    scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
+    if scales.ndim != 2 or len(scales) != len(tokens):
+        raise UsageError(
+            "scales of another shape",
+            where="lora_tokenizer.tokenize",
+            expected=f"({len(tokens)}, 2) or ({len(tokens)}, 4)",
+            got=f"{tuple(scales.shape)}",
+        )
+    return tokens, scales
+
+
+def scales_in_frame(tokens: Tensor) -> Tensor | None:
+    """The scales that tokens carry, None when they have no frame.
+
+    A frame holds each code of a token many times: only tokens whose copies are all equal have one. Padding of one value
+    all round is none.
+
+    Args:
+        tokens: (N, H, W) float32.
+
+    Returns:
+        (N, 2) float32, mean and std; (0, 0) where a frame is NaN.
+    """
+    if min(tokens.shape) == 0 or min(tokens.shape[-2:]) <= _BORDER:
+        return None
+    mean_code, std_code = tokens[:, 0, -2], tokens[:, 0, -1]
+    copies = (
+        _are(tokens[..., -2], mean_code[:, None]),
+        _are(tokens[..., -1], std_code[:, None]),
+        _are(tokens[:, -2:, 0:-2:2], mean_code[:, None, None]),
+        _are(tokens[:, -2:, 1:-2:2], std_code[:, None, None]),
+    )
+    # Where mean and std have one code in every token, the border is padding of one value.
+    told = mean_code.isfinite() & std_code.isfinite() & (mean_code != std_code)
+    return unframe(tokens)[1] if all(copies) and bool(told.any()) else None
+
+
+def _are(copies: Tensor, code: Tensor) -> bool:
+    return bool(((copies == code) | (copies.isnan() & code.isnan())).all())

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.plan.survey import Skip
-from llgbm_pack.raw.deltas import DeltaSource, LazyDeltas
-from llgbm_pack.raw.items import DeltaSample, collate_tuples, tokens_and_condition
-from llgbm_pack.raw.paths import DeltaMap, ItemDeltas
-from llgbm_pack.raw.repeats import ChosenIndices, PathMap
-from llgbm_pack.raw.values import collate_items, item_number, require_batch
+from llgbm_pack.raw.deltas import DeltaSource
+from llgbm_pack.raw.paths import ItemDeltas
+from llgbm_pack.raw.repeats import ChosenIndices, LazyMap
+from llgbm_pack.raw.values import (
+    DeltaSample,
+    collate_items,
+    collate_tuples,
+    item_number,
+    require_batch,
+    tokens_and_condition,
+)
 from llgbm_shards.arguments import is_number, require
 from llgbm_shards.errors import UsageError
-
-_LOG = logging.getLogger(__name__)
-_SHOWN = 3
 
 
 class DeltaAugmentedDataset(Dataset[DeltaSample]):
@@ -58,9 +61,9 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         return self._find()
 
     @property
-    def delta_map(self) -> DeltaMap:
+    def delta_map(self) -> Mapping[int, NDArray[np.float32] | None]:
         """Delta arrays by index in the base dataset, read when looked up; None where zeros stand for one."""
-        return DeltaMap(self._deltas, self._find())
+        return LazyMap(self._find(), self._deltas.array)
 
     @property
     def skipped(self) -> list[Skip]:
@@ -83,7 +86,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         """
         place = self._find()[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = _delta(self._deltas, place, item)
+        delta, found = self._deltas.of_item(place, item)
         tokens, condition = tokens_and_condition(item)
         return DeltaSample((tokens, condition, delta), found)
 
@@ -112,15 +115,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
     def _find(self) -> ChosenIndices:
         if self._indices is None:
             having = self._deltas.having()
-            self._missing = self._deltas.missing()
-            if self._missing:
-                _tell(
-                    self._deltas,
-                    self._missing,
-                    "left out" if self.require_delta else "zeros, has_delta False",
-                )
-                if not self.require_delta:
-                    self._deltas.joined.zeros()  # raises now what would fail at the first of them
+            self._missing = self._deltas.tell_missing(left_out=self.require_delta)
             everything = ChosenIndices(self._deltas.paths, lambda _: True)
             self._indices = having if self.require_delta else everything
         return self._indices
@@ -171,14 +166,15 @@ class DnDDatasetWithDelta(Dataset[Any]):
         return self._deltas.joined.width
 
     @property
-    def idx_to_path(self) -> PathMap:
+    def idx_to_path(self) -> Mapping[int, str]:
         """Paths of the items that have one."""
-        return PathMap(self._deltas.paths)
+        paths = self._deltas.paths
+        return LazyMap(ChosenIndices(paths, bool), cast("Callable[[int], str]", paths.__getitem__))
 
     @property
-    def all_deltas(self) -> LazyDeltas:
+    def all_deltas(self) -> Mapping[str, NDArray[np.float32]]:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        return LazyDeltas(self._deltas.joined.source, self._deltas.all_entries())
+        return self._deltas.joined.source.by_path(self._deltas.all_entries())
 
     @property
     def missing(self) -> list[Skip]:
@@ -202,7 +198,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
         self._check()
         place = range(len(self.base_dataset))[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = _delta(self._deltas, place, item)
+        delta, found = self._deltas.of_item(place, item)
         if isinstance(item, Mapping):
             return {**item, "delta": delta, "has_delta": torch.tensor(found)}
         if isinstance(item, (tuple, list)):
@@ -238,10 +234,7 @@ class DnDDatasetWithDelta(Dataset[Any]):
 
     def _check(self) -> list[Skip]:
         if self._missing is None:
-            self._missing = self._deltas.missing()
-            if self._missing:
-                _tell(self._deltas, self._missing, "zeros, has_delta False")
-                self._deltas.joined.zeros()  # raises now what would fail at the first of them
+            self._missing = self._deltas.tell_missing(left_out=False)
         return self._missing
 
 
@@ -261,17 +254,3 @@ def wrap_dnd_dataset(
     """
     require(callable(dataset_class), "dataset_class", "a class", dataset_class)
     return DnDDatasetWithDelta(dataset_class(**dataset_kwargs), delta_cache_dir)
-
-
-def _delta(deltas: ItemDeltas, place: int, item: Any) -> tuple[Tensor, bool]:
-    """The delta of an item and whether it is one."""
-    deltas.refuse_another(place, item)
-    entry = deltas.entry(place)
-    joined = deltas.joined
-    return (joined.zeros(), False) if entry is None else (joined.source.tensor(entry), True)
-
-
-def _tell(deltas: ItemDeltas, missing: Sequence[Skip], what: str) -> None:
-    shown = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in missing[:_SHOWN])
-    count = len(deltas.paths)
-    _LOG.warning("%d of %d items have no delta (%s): %s", count - len(deltas.having()), count, what, shown)

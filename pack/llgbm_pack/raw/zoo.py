@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.plan.consensus import choose_layout, keep_fitting
-from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.options import LayoutOptions
 from llgbm_pack.plan.survey import Skip, survey
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, Maps, join_verified
 from llgbm_pack.sources.tasks import resolve_task, zoo_tasks
@@ -20,8 +19,8 @@ from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
 from llgbm_shards.errors import CheckpointError, PlanError, UsageError
 from llgbm_shards.layout import Layout
 
-#: A raw dataset writes nothing, and scaling is no part of its samples.
-_NO_OUTPUT, _ANY_ALPHA = Path(os.devnull), 1.0
+#: Scaling is no part of a raw dataset's samples.
+_ANY_ALPHA: Final = 1.0
 #: Only the first text of a checkpoint conditions its sample.
 _TEXTS: Final = 1
 #: Columns of a set's index that a zoo knows too: the others are made when it is packed.
@@ -102,14 +101,17 @@ def read_zoo(
     candidates, layout, skipped = _fitting(listing, folder, tokenizer)
     wanted = [candidate.path for candidate in candidates]
     known = [*(one.path for one in listing.checkpoints), *(one.path for one in listing.rejected)]
-    deltas = join_verified(source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps)
+    need_tasks = tasks or texts is not None or any(entry.task for entry in source.entries)
+    named = zoo_tasks(folder, listing.nameable) if need_tasks else {}
+    deltas = join_verified(
+        source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps, tasks=named
+    )
     zoo = RawZoo(
         found=[folder / one.path for one in listing.checkpoints],
         skipped=skipped,
         deltas=deltas,
         layout=layout,
     )
-    named = zoo_tasks(folder, listing.nameable) if tasks or texts is not None else {}
     for candidate in candidates:
         _add(zoo, candidate, folder, require_delta, texts, named.get(candidate.path, ""))
     if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):
@@ -142,26 +144,19 @@ def _fitting(
     skipped = [Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected]
     if tokenizer is None:
         return listing.checkpoints, None, skipped
-    options = PackOptions(
-        zoo=folder,
-        out=_NO_OUTPUT,
-        token_order=tokenizer.order,
-        rank=tokenizer.rank,
-        chunk=tokenizer.chunk,
-        alpha=_ANY_ALPHA,
-    )
-    surveyed = survey(listing.checkpoints, options)
-    skipped += surveyed.skipped
-    if not surveyed.teachers:
+    options = LayoutOptions(token_order=tokenizer.order, rank=tokenizer.rank, chunk=tokenizer.chunk)
+    surveyed, unread = survey(listing.checkpoints, _ANY_ALPHA)
+    skipped += unread
+    if not surveyed:
         return [], None, skipped
     try:
-        layout = choose_layout(surveyed.teachers, options)
+        layout = choose_layout(surveyed, options, folder)
     except PlanError as error:
         do = "Give a folder of checkpoints of one kind, or a LoraTokenizer2D with a rank."
         raise UsageError(
             error.what, where=error.where, expected=error.expected, got=error.got, do=do
         ) from error
-    teachers, misfits = keep_fitting(surveyed.teachers, layout, options)
+    teachers, misfits = keep_fitting(surveyed, layout, options)
     fitting = {teacher.path for teacher in teachers}
     return [one for one in listing.checkpoints if one.path in fitting], layout, skipped + misfits
 

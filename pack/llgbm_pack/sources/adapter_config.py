@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llgbm_pack.sources.patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
-from llgbm_shards.credentials import without_credentials
 from llgbm_shards.errors import CheckpointError, HeaderError
+from llgbm_shards.public import public_name
 from llgbm_shards.storage import read_at_most
 
 Number = TypeVar("Number", int, float)
@@ -136,25 +136,6 @@ def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
         dropout=_optional(config, "lora_dropout", _dropout, where) or 0.0,
         task_type=_task_type(config.get("task_type"), where),
     )
-
-
-def public_name(value: object) -> str:
-    """A base model's name fit for a committed file.
-
-    A hub name stays (``Qwen/Qwen2.5-1.5B``), a place in a hub cache becomes the hub name, of any other path
-    only the last component is kept.
-    """
-    if not isinstance(value, str) or not value:
-        return ""
-    value = without_credentials(value)
-    path = PureWindowsPath(value) if "\\" in value else PurePosixPath(value)
-    parts = path.parts
-    cached = [part for part in parts if part.startswith("models--")]
-    if cached:
-        return cached[-1].removeprefix("models--").replace("--", "/", 1)
-    if len(parts) == 2 and value == "/".join(parts) and not re.match(r"\.\.$|~|.*:$", parts[0]):
-        return value
-    return "" if path.name.startswith(("..", "~")) else path.name
 
 
 def _refuse_variants(config: Mapping[str, Any], where: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import Layout, Module
 
@@ -41,7 +42,7 @@ def decode_body(
     if tuple(body.shape) != expected or tuple(scales.shape) != (expected[0], 2):
         got = f"{tuple(body.shape)} and {tuple(scales.shape)}"
         raise UsageError("body and scales do not fit the layout", expected=f"{expected} and (N, 2)", got=got)
-    wanted: torch.dtype = dtype or getattr(torch, layout.dtype)
+    wanted = dtype or TORCH_DTYPE[layout.dtype]
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for module in layout.modules:
         tokens = slice(module.first_token, module.first_token + module.tokens_a + module.tokens_b)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_pack.tokenize.moments import LARGEST, Float32s, decide, fold_moments
 from llgbm_pack.tokenize.tiles import Binder, Pairs, Work, bits, cut_batches
 from llgbm_shards.errors import CheckpointError, UsageError
@@ -52,7 +53,7 @@ class BodyEncoder:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._dtype: torch.dtype = getattr(torch, layout.dtype)
+        self._dtype = TORCH_DTYPE[layout.dtype]
         self._binder = Binder(layout, self._dtype)
         self._modules = {module.name: module for module in layout.modules}
         self._plan: _Plan | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS, frame_tokens, unframe
-from llgbm_loader.tensors import is_dense, kind_of, require_values
+from llgbm_loader.tensors import TORCH_DTYPE, is_dense, kind_of, require_values
 from llgbm_pack.sources.peft_keys import pair_keys, peft_key
 from llgbm_pack.tokenize.decode import decode_body
 from llgbm_pack.tokenize.encode import BodyEncoder
@@ -85,7 +85,7 @@ class LoraTokenizer2D:
         """
         pairs = _pairs(weights)
         layout = self._layout(pairs)
-        body = torch.empty(layout.body_shape, dtype=getattr(torch, layout.dtype))
+        body = torch.empty(layout.body_shape, dtype=TORCH_DTYPE[layout.dtype])
         scales = torch.empty(layout.num_tokens, 2)
         BodyEncoder(layout).encode(pairs, body, scales)
         tokens = frame_tokens(body, scales, frame=self.frame, zero_std=self.zero_std, dtype=torch.float32)

@@ -17,12 +17,13 @@ from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
 from llgbm_pack.upkeep.compare_sources import SourceJudge
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
-from llgbm_shards.set_files import read_listed
+from llgbm_shards.names import SKIPPED_NAME
+from llgbm_shards.record import read_listed
 from llgbm_shards.shardset import MAX_JSON_BYTES, ShardSet
+from llgbm_shards.skipped import skipped_checkpoints
 from llgbm_shards.storage import opened_file, read_into
 
 _CHUNK: Final = 1 << 20
-_SKIPPED: Final = "skipped.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def compare_with_zoo(
     listing = walk_zoo(Path(zoo), options.get("include", ()), options.get("exclude", ()))
     candidates = {one.path: one for one in listing.checkpoints[: options.get("limit") or None]}
     packed: list[str] = opened.index(["checkpoint"]).column("checkpoint").to_pylist()
-    skipped = _skipped(opened)
+    skipped = set(skipped_checkpoints(read_listed(opened.directory, opened.record.file(SKIPPED_NAME))))
     sources = SourceJudge(opened, zoo_tasks(Path(zoo), walk_zoo(Path(zoo)).nameable))
 
     def judge(number: int) -> str:
@@ -121,15 +122,6 @@ def _absent(
     absent = [name for name in packed if name not in candidates]
     refused = [Change(name, reasons[name]) for name in absent if name in reasons]
     return sorted(name for name in absent if name not in reasons), refused
-
-
-def _skipped(opened: ShardSet) -> set[str]:
-    data = read_listed(opened.directory, opened.record.file(_SKIPPED))
-    try:
-        rows = load_json(data, where=_SKIPPED, max_bytes=MAX_JSON_BYTES)["skipped"]
-        return {row["checkpoint"] for row in rows}
-    except (HeaderError, KeyError, TypeError) as error:
-        raise DamageError("not a list of skipped checkpoints", shard=_SKIPPED, got=str(error)) from error
 
 
 def _change(

@@ -14,6 +14,7 @@ from llgbm_pack.sources.texts import CheckpointTexts, Text, read_texts
 from llgbm_pack.sources.zoo import Candidate
 from llgbm_pack.tokenize.conditions import ConditionEncoder
 from llgbm_shards.errors import CheckpointError
+from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.shardset import ShardSet
 from llgbm_shards.texts import ConditionSpec
 
@@ -87,8 +88,6 @@ class SourceJudge:
 
     @cached_property
     def _encoder(self) -> ConditionEncoder:
-        from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY  # noqa: PLC0415 - torch, only when it is used
-
         spec = ConditionSpec.from_json(self._set.record.texts)
         return ConditionEncoder.from_directory(self._set.path / TOKENIZER_DIRECTORY, spec)
 

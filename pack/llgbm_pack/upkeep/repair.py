@@ -8,21 +8,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llgbm_pack.packing.begin import PLAN_NAME
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
 from llgbm_pack.packing.lock import builder_lock, remove_lock
-from llgbm_pack.packing.overwrite import refuse_no_set
-from llgbm_pack.packing.shard_record import PACK_DIRECTORY
 from llgbm_pack.upkeep.repair_files import (
+    known_skipped,
     restore_index,
     restore_record,
     restore_skipped,
     restore_tokenizer_file,
     saved_tokenizer,
-    skipped_checkpoints,
 )
-from llgbm_pack.upkeep.repair_options import RepairOptions
-from llgbm_pack.upkeep.repair_shards import ShardRestorer
+from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards.check_set import check
 from llgbm_shards.errors import (
     DamageError,
@@ -33,8 +28,16 @@ from llgbm_shards.errors import (
     UsageError,
 )
 from llgbm_shards.findings import CheckReport, Finding
-from llgbm_shards.index import INDEX_NAME
-from llgbm_shards.record import RECORD_NAME, CommitRecord
+from llgbm_shards.names import (
+    INDEX_NAME,
+    PACK_DIRECTORY,
+    PLAN_NAME,
+    RECORD_NAME,
+    SKIPPED_NAME,
+    TOKENIZER_DIRECTORY,
+)
+from llgbm_shards.out_directory import refuse_no_set
+from llgbm_shards.record import CommitRecord
 from llgbm_shards.shardset import ShardSet, read_record
 from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
 
@@ -138,13 +141,13 @@ class _Repair:
         damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
         self._tokenizer(record, damaged)
         index_sound = INDEX_NAME not in damaged
-        restorer = self._restorer(record, index_sound)
+        restorer = self._restorer(record, damaged)
         for entry in (entry for entry in record.shards if entry.name in damaged):
             self._say(f"packing {entry.name} again")
             self._attempt(entry.name, lambda entry=entry: restorer.restore(entry))  # type: ignore[misc]
         if not index_sound:
             self._index(record)
-        if "skipped.json" in damaged:
+        if SKIPPED_NAME in damaged:
             self._skipped(record, restorer)
         self._leftovers(report, record)
 
@@ -184,12 +187,11 @@ class _Repair:
     def _saved_tokenizer(self) -> dict[str, bytes]:
         return saved_tokenizer(self._options)
 
-    def _restorer(self, record: CommitRecord, index_sound: bool) -> ShardRestorer:
-        if not index_sound:
-            return ShardRestorer(self._options, record, None, ())
+    def _restorer(self, record: CommitRecord, damaged: set[str]) -> ShardRestorer:
+        if INDEX_NAME in damaged:
+            return ShardRestorer(self._options, record, damaged, None, ())
         rows = ShardSet(self._options.out).index().to_pylist()
-        known = [row["checkpoint"] for row in rows] + skipped_checkpoints(self._options.out)
-        return ShardRestorer(self._options, record, rows, known)
+        return ShardRestorer(self._options, record, damaged, rows, known_skipped(self._options.out))
 
     def _index(self, record: CommitRecord) -> None:
         broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}
@@ -203,10 +205,10 @@ class _Repair:
 
     def _skipped(self, record: CommitRecord, restorer: ShardRestorer) -> None:
         if any(refusal.name == INDEX_NAME for refusal in self.refused):
-            self.refused.append(Refusal("skipped.json", f"it can only be rebuilt with {INDEX_NAME}"))
+            self.refused.append(Refusal(SKIPPED_NAME, f"it can only be rebuilt with {INDEX_NAME}"))
             return
         packed = set(ShardSet(self._options.out).index(["checkpoint"]).column("checkpoint").to_pylist())
-        self._attempt("skipped.json", lambda: restore_skipped(self._options, record, restorer, packed))
+        self._attempt(SKIPPED_NAME, lambda: restore_skipped(self._options, record, restorer, packed))
 
     def _attempt(self, name: str, restore: Callable[[], object]) -> None:
         """Restore a file; what keeps it from being restored is noted, and the others are gone on with."""

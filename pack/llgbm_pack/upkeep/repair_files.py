@@ -9,41 +9,25 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from llgbm_pack.packing.checkpoint import TOKENIZER_DIRECTORY
-from llgbm_pack.packing.commit import SKIPPED_NAME, skipped_json, tokenizer_files
-from llgbm_pack.packing.own_files import refuse_link
+from llgbm_pack.packing.commit import skipped_json, tokenizer_files
+from llgbm_pack.packing.sample_json import columns
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
-from llgbm_pack.upkeep.repair_options import RepairOptions
-from llgbm_pack.upkeep.repair_shards import ShardRestorer
+from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards import ustar
-from llgbm_shards.canonical import blake3_hex, load_json, xxh3
+from llgbm_shards.canonical import blake3_hex, xxh3
 from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
-from llgbm_shards.index import (
-    INDEX_NAME,
-    decode_index,
-    encode_index,
-    index_about,
-    index_schema,
-    refuse_many_rows,
-)
-from llgbm_shards.record import (
-    MAX_RECORD_BYTES,
-    RECORD_NAME,
-    CommitRecord,
-    FileEntry,
-    ShardEntry,
-    record_of,
-    shard_digest,
-)
+from llgbm_shards.index import decode_index, encode_index, index_about, index_schema, refuse_many_rows
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.sample import SUFFIX
 from llgbm_shards.shardset import row_extents
-from llgbm_shards.storage import open_regular, read_file, read_range, storage_errors, write_file
+from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
+from llgbm_shards.storage import open_regular, read_file, read_range, refuse_link, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
-_MAX_SKIPPED_BYTES: Final = 1 << 30
 _DIGEST_BYTES: Final = 32
 
 
@@ -97,7 +81,7 @@ def _record_from_index(out: Path) -> CommitRecord:
     # Digests do not compress, and no two json members are equal: fewer bytes than this a row are no index.
     refuse_many_rows(data, len(data) // _DIGEST_BYTES)
     rows = decode_index(data, fields).to_pylist()
-    skipped = read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES)
+    skipped = read_file(out / SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES)
     files = [
         FileEntry(name=INDEX_NAME, size=len(data), digest=blake3_hex(data)),
         FileEntry(name=SKIPPED_NAME, size=len(skipped), digest=blake3_hex(skipped)),
@@ -167,13 +151,13 @@ def restore_index(out: Path, record: CommitRecord) -> None:
         RepairError: What they give is not the index that was committed.
         StorageError: A shard cannot be read, or the index not be written.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in index_schema(record.members).names}
+    table: dict[str, list[Any]] = {name: [] for name in index_schema(record.members).names}
     try:
         for entry in record.shards:
             for row in _rows(out, entry):
-                for name, values in columns.items():
+                for name, values in table.items():
                     values.append(row[name])
-        data = encode_index(columns, record.members, record.about())
+        data = encode_index(table, record.members, record.about())
     except (KeyError, TypeError, HeaderError, pa.ArrowException) as error:
         raise RepairError("the shards do not give an index", where=INDEX_NAME, got=str(error)) from error
     expected = record.file(INDEX_NAME).digest
@@ -198,8 +182,7 @@ def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
                 "split": entry.split,
                 "shard": entry.name,
                 "offset": extents[0].offset - ustar.BLOCK,
-                **{name: info[name] for name in ("checkpoint", "task", "base_model", "rank", "has_delta")},
-                "delta_norm": info["delta"]["norm"],
+                **columns(info),
             }
             for extent in extents:
                 data = read_range(fd, extent.offset, extent.size)
@@ -220,8 +203,8 @@ def restore_skipped(
         StorageError: It cannot be written.
     """
     plan = restorer.plan
-    late = [sample.path for job in plan.jobs for sample in job.samples if sample.path not in packed]
-    skipped = [*plan.skipped, *(Skip(path, restorer.skips_again(path)) for path in late)]
+    late = [sample for job in plan.jobs for sample in job.samples if sample.path not in packed]
+    skipped = [*plan.skipped, *(Skip(sample.path, restorer.skips_again(sample)) for sample in late)]
     data = skipped_json(sorted(skipped, key=lambda skip: skip.checkpoint))
     if blake3_hex(data) != record.file(SKIPPED_NAME).digest:
         raise RepairError(
@@ -234,14 +217,9 @@ def restore_skipped(
     write_file(options.out / SKIPPED_NAME, data)
 
 
-def skipped_checkpoints(out: Path) -> list[str]:
+def known_skipped(out: Path) -> list[str]:
     """Paths in a sound skipped list; none when it cannot be read."""
     try:
-        value = load_json(
-            read_file(out / SKIPPED_NAME, max_bytes=_MAX_SKIPPED_BYTES),
-            where=SKIPPED_NAME,
-            max_bytes=_MAX_SKIPPED_BYTES,
-        )
-        return [row["checkpoint"] for row in value["skipped"] if isinstance(row["checkpoint"], str)]
-    except (LlgbmError, KeyError, TypeError):
+        return skipped_checkpoints(read_file(out / SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES))
+    except LlgbmError:
         return []

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
-from llgbm_pack.deltas.agree import settle
-from llgbm_pack.deltas.cache import DeltaCache
-from llgbm_pack.deltas.join import Match, join_deltas
-from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.packing.checkpoint import Packer
-from llgbm_pack.packing.shard_writer import PackedSample, WrittenShard, write_shard
-from llgbm_pack.plan.deltas import refusal
+from llgbm_pack.plan.assignment import Assignment
+from llgbm_pack.plan.option_values import pairs_option, path_option, tokenizer_option
+from llgbm_pack.plan.options import PackOptions, recorded_options
 from llgbm_pack.plan.plan import Plan, make_plan
-from llgbm_pack.plan.values import PackContext, PlannedSample
-from llgbm_pack.sources.tasks import zoo_tasks
-from llgbm_pack.sources.zoo import Candidate, walk_zoo
-from llgbm_pack.upkeep.repair_options import RepairOptions, pack_options
-from llgbm_shards.errors import CheckpointError, RepairError
-from llgbm_shards.record import CommitRecord, ShardEntry
+from llgbm_pack.plan.values import PlannedSample, SetPart
+from llgbm_shards.errors import CheckpointError, RepairError, UsageError
+from llgbm_shards.names import TOKENIZER_DIRECTORY
+from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
+from llgbm_shards.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_shards.texts import ConditionSpec
 
 #: What a member is made of, for the message when it comes out differently.
@@ -34,12 +32,36 @@ _SOURCE: Final = {
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """The samples of a shard, and what the index says of each; None without a sound index."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairOptions:
+    """Options of a repair; the names are those of ``llgbm-pack repair``. What cannot be is a UsageError.
 
-    samples: tuple[PlannedSample, ...]
-    rows: tuple[Row | None, ...]
+    Attributes:
+        out: The set.
+        zoo: The zoo it was packed from; it may lie elsewhere now.
+        deltas: The delta cache it was packed with.
+        texts: The directory of text files it was packed with.
+        text_tokenizer: The tokenizer it was packed with; needed only when its files in the set are damaged.
+        maps: The prefix rewrites it was packed with; they are not recorded, since they hold absolute paths.
+        expect_digest: Digest that ``shardset.json`` must have; proves a lost one.
+    """
+
+    out: Path
+    zoo: Path
+    deltas: Path | None = None
+    texts: Path | None = None
+    text_tokenizer: str | None = None
+    maps: tuple[tuple[str, str], ...] = ()
+    expect_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("out", "zoo", "deltas", "texts"):
+            optional = name in ("deltas", "texts")
+            object.__setattr__(self, name, path_option(name, getattr(self, name), optional=optional))
+        object.__setattr__(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
+        object.__setattr__(self, "maps", pairs_option(self.maps))
+        if self.expect_digest is not None:
+            object.__setattr__(self, "expect_digest", checked_digest(self.expect_digest))
 
 
 class ShardRestorer:
@@ -48,24 +70,31 @@ class ShardRestorer:
     Args:
         options: Where set and sources are.
         record: The set's commit record.
+        damaged: Names of the shards to restore.
         rows: The rows of a sound index, or None: then membership comes from planning the zoo anew.
-        known: Checkpoints that the set packed or skipped.
+        skipped: Checkpoints that the build skipped.
     """
 
     def __init__(
-        self, options: RepairOptions, record: CommitRecord, rows: Sequence[Row] | None, known: Sequence[str]
+        self,
+        options: RepairOptions,
+        record: CommitRecord,
+        damaged: set[str],
+        rows: Sequence[Row] | None,
+        skipped: Sequence[str],
     ) -> None:
-        self._options, self._record, self._rows, self._known = options, record, rows, known
+        self._options, self._record = options, record
+        self._damaged, self._rows, self._skipped = damaged, rows, skipped
 
     def restore(self, entry: ShardEntry) -> None:
         """Put one shard back, durably; its place stays untouched unless the new one has the recorded digest.
 
         Raises:
             RepairError: A source is gone or changed; names the checkpoint.
-            UsageError: A source the set was packed with was not given; or, without an index, the zoo gives no plan.
+            UsageError: A source the set was packed with was not given, or the zoo gives no plan.
             StorageError: It cannot be written.
         """
-        job = self._job(entry)
+        samples = self._planned(entry) if self._rows is None else self._recorded(entry)
         changed: list[str] = []
 
         def accept(shard: WrittenShard) -> None:
@@ -78,24 +107,25 @@ class ShardRestorer:
 
         written = write_shard(
             self._options.out / entry.name,
-            self._packed(job, changed, entry.name),
+            self._packed(samples, changed, entry.name),
             expected_bytes=entry.size,
             accept=accept,
         )
         if written is None:
             raise _changed(entry.name, "none of its checkpoints is left")
 
-    def skips_again(self, path: str) -> str:
+    def skips_again(self, planned: PlannedSample) -> str:
         """Why a checkpoint that the plan holds and the set does not could not be packed; "" when it can be."""
-        planned = {sample.path: sample for job in self.plan.jobs for sample in job.samples}
         try:
-            self._packer.pack(planned[path])
+            self._packer.pack(planned)
         except CheckpointError as error:
             return str(error)
         return ""
 
-    def _packed(self, job: _Job, changed: list[str], shard: str) -> Iterator[PackedSample]:
-        for planned, row in zip(job.samples, job.rows, strict=True):
+    def _packed(
+        self, samples: Sequence[tuple[PlannedSample, Row | None]], changed: list[str], shard: str
+    ) -> Iterator[PackedSample]:
+        for planned, row in samples:
             try:
                 packed = self._packer.pack(planned)
             except CheckpointError as error:
@@ -106,58 +136,39 @@ class ShardRestorer:
                 changed.append(f"{planned.path}: other {sources}")
             yield packed.sample
 
-    def _job(self, entry: ShardEntry) -> _Job:
-        if self._rows is None:
-            for job in self.plan.jobs:
-                if job.name == entry.name:
-                    return _Job(job.samples, (None,) * len(job.samples))
-            raise _changed(
-                entry.name, "the zoo: a plan of it as it is now has no such shard, and the index is lost"
-            )
-        rows = tuple(row for row in self._rows if row["shard"] == entry.name)
-        gone = [row["checkpoint"] for row in rows if row["checkpoint"] not in self._candidates]
-        if gone:
-            raise _changed(entry.name, "; ".join(f"{path}: gone from the zoo" for path in gone))
-        return _Job(tuple(self._planned(row, entry.name) for row in rows), rows)
-
-    def _planned(self, row: Row, shard: str) -> PlannedSample:
-        path = row["checkpoint"]
-        candidate = self._candidates[path]
-        match = self._matches.get(path) if row["has_delta"] else None
-        if row["has_delta"] and match is None:
-            raise _changed(shard, f"{path}: no delta found (give --map as for the build)")
-        return PlannedSample(
-            path=path,
-            key=row["key"],
-            task=row["task"],
-            base_model=row["base_model"],
-            weights=candidate.weights,
-            config=candidate.config,
-            zoo_task=self._tasks.get(path, ""),
-            text_files=(),
-            delta=match.entry if match else None,
-            matched_by=match.matched_by if match else "",
+    def _planned(self, entry: ShardEntry) -> list[tuple[PlannedSample, Row | None]]:
+        """The samples of a shard by a plan of the whole zoo."""
+        for job in self.plan.jobs:
+            if job.name == entry.name:
+                return [(sample, None) for sample in job.samples]
+        raise _changed(
+            entry.name, "the zoo: a plan of it as it is now has no such shard, and the index is lost"
         )
+
+    def _recorded(self, entry: ShardEntry) -> list[tuple[PlannedSample, Row | None]]:
+        """The samples of a shard by the index, with what it says of each."""
+        planned = {sample.path: sample for job in self._part.jobs for sample in job.samples}
+        reasons = {skip.checkpoint: skip.reason for skip in self._part.skipped}
+        rows = {row["checkpoint"]: row for row in self._by_shard[entry.name]}
+        lost = [f"{path}: {reasons.get(path, 'gone from the zoo')}" for path in rows if path not in planned]
+        if lost:
+            raise _changed(entry.name, "; ".join(lost))
+        return [
+            (replace(planned[path], task=row["task"], base_model=row["base_model"]), row)
+            for path, row in rows.items()
+        ]
+
+    @functools.cached_property
+    def _by_shard(self) -> dict[str, list[Row]]:
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self._rows or ():
+            rows[row["shard"]].append(row)
+        return rows
 
     @functools.cached_property
     def _packer(self) -> Packer:
-        record, options = self._record, pack_options(self._options, self._record)
-        forms = record.texts["forms"]
-        return Packer(
-            PackContext(
-                zoo=options.zoo,
-                out=options.out,
-                layout=record.layout,
-                members=record.members,
-                cast=options.dtype != "auto",
-                alpha=options.alpha,
-                texts=options.texts,
-                max_texts=options.max_texts,
-                seed=options.seed,
-                conditions=ConditionSpec.from_json(record.texts) if forms else None,
-                delta_width=record.delta_width,
-            )
-        )
+        plan = self.plan if self._rows is None else self._part
+        return Packer(plan.context, plan.tokenizer)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -166,32 +177,48 @@ class ShardRestorer:
         Raises:
             UsageError: The zoo no longer allows the build that made the set.
         """
-        return make_plan(pack_options(self._options, self._record), self._options.out)
+        return make_plan(_pack_options(self._options, self._record))
 
     @functools.cached_property
-    def _candidates(self) -> dict[str, Candidate]:
-        options = pack_options(self._options, self._record)
-        listing = walk_zoo(options.zoo, options.include, options.exclude)
-        return {candidate.path: candidate for candidate in listing.checkpoints}
-
-    @functools.cached_property
-    def _tasks(self) -> dict[str, str]:
-        return zoo_tasks(self._options.zoo, walk_zoo(self._options.zoo).nameable)
-
-    @functools.cached_property
-    def _matches(self) -> dict[str, Match]:
-        if self._options.deltas is None:
-            return {}
-        options = pack_options(self._options, self._record)
-        paths = list(self._known)
-        if options.include or options.exclude or options.limit:  # The build asked these for their deltas too.
-            paths += [candidate.path for candidate in walk_zoo(options.zoo).checkpoints]
-        entries: Sequence[DeltaEntry] = DeltaCache(self._options.deltas).entries()
-        joined = join_deltas(
-            list(dict.fromkeys(paths)), zoo_root=options.zoo, entries=entries, maps=options.maps
+    def _part(self) -> Plan:
+        """The plan of the damaged shards, by the index."""
+        record, rows = self._record, self._rows or ()
+        shards = (
+            Assignment(
+                entry.name, entry.split, tuple(row["checkpoint"] for row in self._by_shard[entry.name])
+            )
+            for entry in record.shards
+            if entry.name in self._damaged
         )
-        refuse = refusal(self._options.deltas)
-        return settle(joined, set(self._known), lambda e: e.load().array, refuse, self._tasks).matches
+        part = SetPart(
+            layout=record.layout,
+            conditions=ConditionSpec.from_json(record.texts) if record.texts["forms"] else None,
+            delta_width=record.delta_width,
+            shards=tuple(shards),
+            with_delta=frozenset(row["checkpoint"] for row in rows if row["has_delta"]),
+            known=(*(row["checkpoint"] for row in rows), *self._skipped),
+        )
+        return make_plan(_pack_options(self._options, record), only=part)
+
+
+def _pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
+    """The options of the build that made the set, with the paths given now, all that it was packed with."""
+    for name, given in (("deltas", options.deltas), ("texts", options.texts)):
+        if record.options.get(name) and given is None:
+            raise UsageError(
+                f"the set was packed with --{name}",
+                expected=f"--{name} DIR",
+                got=f"none; it was {record.options[name]}",
+            )
+    return recorded_options(
+        record.options,
+        zoo=options.zoo,
+        out=options.out,
+        deltas=options.deltas,
+        texts=options.texts,
+        text_tokenizer=str(options.out / TOKENIZER_DIRECTORY) if record.texts["forms"] else None,
+        maps=options.maps,
+    )
 
 
 def _differences(sample: PackedSample, row: Row) -> str:

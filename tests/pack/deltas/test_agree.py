@@ -70,7 +70,7 @@ def test_candidates_of_equal_values_are_told(zoo, spelling):
     build = ("build", spelling.format(zoo=zoo), zoo.parent / "out", "--deltas", deltas)
     done = here(*build)
     assert done.code == 0
-    assert "p/lora_a: more than one delta that could be its own, with equal values" in done.out
+    assert "p/lora_a: 2 equal deltas are recorded for it" in done.out
     made = ShardSet(zoo.parent / "out")
     deltas_of = {made.read_sample(key).json["checkpoint"]: made.read_sample(key).delta for key in made.keys}
     assert np.array_equal(deltas_of["p/lora_a"], ONE)
@@ -93,8 +93,8 @@ def test_a_name_against_a_path_is_refused(zoo, path):
     adapters = {"lora_a": (path.format(zoo=zoo), ONE, "")}
     refused(
         pack(zoo, "--deltas", named_cache(zoo, adapters), "--missing-delta", "skip"),
-        "1 deltas whose name means one checkpoint",
-        "by its name p/lora_a, by its path q/lora_b",
+        "2 checkpoints with more than one delta that could be theirs, or one that contradicts itself",
+        "its path is q/lora_b's, its name p/lora_a's",
     )
 
 
@@ -102,14 +102,11 @@ def test_a_folder_that_is_another_is_told(zoo, caplog):
     deltas = cache(zoo, {"/m/boolq/lora_a": ONE, "zoo/q/lora_b": OTHER})
     done = here("build", zoo, "out", "--deltas", deltas)
     assert done.code == 0
-    assert (
-        "p/lora_a: joined with a delta of another folder by its last component only: /m/boolq/lora_a"
-        in done.out
-    )
+    assert "p/lora_a: delta joined by its last folder alone: it was recorded as /m/boolq/lora_a" in done.out
     assert here("build", zoo, "out", "--overwrite", "--deltas", deltas, "--strict").code == 1
     with caplog.at_level(logging.WARNING):
         join_verified(DeltaSource(deltas), ["p/lora_a", "q/lora_b"], zoo_root=zoo)
-    assert "p/lora_a: joined with a delta of another folder" in caplog.text
+    assert "p/lora_a: delta joined by its last folder alone" in caplog.text
 
 
 @pytest.mark.parametrize(("task", "code"), [("boolq", 2), ("p", 0), ("", 0)])
@@ -117,7 +114,7 @@ def test_a_delta_of_another_task_is_refused(zoo, task, code):
     adapters = {"lora_a": ("/m/boolq/lora_a", ONE, task), "lora_b": ("/m/q/lora_b", OTHER, "any")}
     done = here("build", zoo, "out", "--deltas", named_cache(zoo, adapters))
     assert done.code == code, done.err
-    assert ("of task boolq" in done.err) == (code == 2)
+    assert ("its task 'boolq'" in done.err) == (code == 2)
 
 
 def test_the_zoos_own_manifest_says_what_a_task_is_called(zoo):
@@ -132,7 +129,7 @@ def test_raw_datasets_refuse_the_same(zoo):
     with pytest.raises(UsageError, match="more than one delta"):
         join_verified(DeltaSource(two), ["p/lora_a", "q/lora_b"], zoo_root=zoo)
     named = named_cache(zoo, {"lora_a": (f"{zoo}/q/lora_b", ONE, "")})
-    with pytest.raises(UsageError, match="whose name means one checkpoint"):
+    with pytest.raises(UsageError, match="contradicts itself"):
         join_verified(DeltaSource(named), ["p/lora_a", "q/lora_b"], zoo_root=zoo)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry
+from support.slow_join import outcome, slow_join
 
 
 class Case(NamedTuple):
@@ -26,11 +31,12 @@ class Case(NamedTuple):
     ambiguous: Mapping[str, list[int]] = MappingProxyType({})
     maps: Sequence[tuple[str, str]] = ()
     root: str = "data/zoo"
+    absolute: str = "/home/me/data/zoo"
 
 
 CASES = [
     Case("exact as given", ["arc/x"], ["data/zoo/arc/x"], {"arc/x": (0, "exact")}),
-    Case("exact absolute", ["arc/x"], ["/home/me/data/zoo/arc/x"], {"arc/x": (0, "exact")}, root="/home/me/data/zoo"),
+    Case("exact absolute", ["arc/x"], ["/home/me/data/zoo/arc/x"], {"arc/x": (0, "exact")}),
     Case("exact, untidy", ["arc/x"], ["./data//zoo/arc/x/"], {"arc/x": (0, "exact")}),
     Case("exact, its weights file", ["arc/x"], ["data/zoo/arc/x/adapter_model.safetensors"], {"arc/x": (0, "exact")}),
     Case("relative to the zoo", ["arc/x"], ["arc/x"], {"arc/x": (0, "relative")}),
@@ -66,9 +72,9 @@ CASES = [
          {"arc/nora": (1, "tail")}, ["arc/mila"]),
     Case("the zoo knows the other task", ["arc/mila", "gsm/nora"], ["/o/gsm/mila"], {}, ["arc/mila", "gsm/nora"]),
     Case("a part of a larger zoo", ["mila", "nora"], ["/o/arc/mila", "/o/arc/nora", "/o/gsm/nora"],
-         {"mila": (0, "tail"), "nora": (1, "tail")}, root="/home/me/arc"),
+         {"mila": (0, "tail"), "nora": (1, "tail")}, root="arc", absolute="/home/me/arc"),
     Case("a part of a larger zoo, one not measured", ["mila", "nora"], ["/o/gsm/mila", "/o/arc/nora", "/o/gsm/nora"],
-         {"nora": (1, "tail")}, ["mila"], root="/home/me/arc"),
+         {"nora": (1, "tail")}, ["mila"], root="arc", absolute="/home/me/arc"),
     # Traps.
     Case("prefix of a name", ["arc_e_1"], ["/o/arc_e_10"], {}, ["arc_e_1"]),
     Case("name of a prefix", ["arc_e_10"], ["/o/arc_e_1"], {}, ["arc_e_10"]),
@@ -87,13 +93,17 @@ CASES = [
     Case("two deltas of one path", ["arc/x"], ["a=data/zoo/arc/x", "b=data/zoo/arc/x"], {},
          ambiguous={"arc/x": [0, 1]}),
     Case("two old copies", ["arc/x"], ["/o1/arc/x", "/o2/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
-    Case("an exact path and an old copy", ["arc/x"], ["/o1/arc/x", "data/zoo/arc/x"], {}, ambiguous={"arc/x": [1, 0]}),
-    Case("a relative path and an old copy", ["arc/x"], ["/o1/arc/x", "arc/x"], {}, ambiguous={"arc/x": [1, 0]}),
-    Case("an exact and a relative path", ["arc/x"], ["data/zoo/arc/x", "arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
-    Case("a longer and a shorter tail", ["arc/x"], ["/o1/zoo/arc/x", "/o2/b/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
-    Case("a path and a name", ["t/mila"], ["one=data/zoo/t/mila", "mila=/tmp/current"], {}, ambiguous={"t/mila": [0, 1]}),
-    Case("an old copy of a namesake's", ["a/mila", "b/mila"], ["data/zoo/a/mila", "data/zoo/b/mila", "mila"],
-         {"a/mila": (0, "exact"), "b/mila": (1, "exact")}),
+    Case("exact beside an old copy", ["arc/x"], ["/o1/arc/x", "data/zoo/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("relative beside an old copy", ["arc/x"], ["/o1/arc/x", "arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("relative beside exact", ["arc/x"], ["/home/me/data/zoo/arc/x", "arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("as given beside absolute", ["arc/x"], ["data/zoo/arc/x", "/home/me/data/zoo/arc/x"], {},
+         ambiguous={"arc/x": [0, 1]}),
+    Case("a longer tail beside a shorter", ["arc/x"], ["/o1/zoo/arc/x", "/o2/b/arc/x"], {}, ambiguous={"arc/x": [0, 1]}),
+    Case("name beside exact", ["t/mila"], ["old=data/zoo/t/mila", "mila=/tmp/current"], {}, ambiguous={"t/mila": [0, 1]}),
+    Case("a delta of its own is none of its namesake's", ["x", "y/x"], ["x", "y/x"],
+         {"x": (0, "relative"), "y/x": (1, "relative")}),
+    Case("a copy in a folder that the cache tells apart", ["mila"], ["/home/me/arc/mila", "/home/me/gsm/mila"],
+         {"mila": (0, "exact")}, root="arc", absolute="/home/me/arc"),
     Case("two checkpoints, one delta", ["a/mila", "b/mila"], ["mila"], {}, ambiguous={"a/mila": [0], "b/mila": [0]}),
     Case("its own checkpoint goes first", ["a/mila", "b/mila"], ["data/zoo/a/mila"], {"a/mila": (0, "exact")}, ["b/mila"]),
     Case("none left for this one", ["a/r0", "b/r0", "c/r0"], ["/o/a/r0", "/o/c/r0"],
@@ -106,6 +116,18 @@ CASES = [
     Case("name in two tasks", ["a/mila", "b/mila"], ["mila=/tmp/current"], {}, ["a/mila", "b/mila"]),
     Case("name is the relative path", ["a/mila", "b/mila"], ["b/mila=/tmp/current"], {"b/mila": (0, "name")}, ["a/mila"]),
     Case("name is no substring", ["t/arc_e_1"], ["arc_e_10=/tmp/current"], {}, ["t/arc_e_1"]),
+    Case("path goes before a name of nobody", ["t/mila"], ["current=data/zoo/t/mila"], {"t/mila": (0, "exact")}),
+    Case("path and name are two checkpoints", ["t/mila", "t/nora"], ["mila=data/zoo/t/nora"], {},
+         ambiguous={"t/mila": [0], "t/nora": [0]}),
+    Case("the same by tail", ["t/mila", "t/nora"], ["mila=/old/t/nora"], {}, ambiguous={"t/mila": [0], "t/nora": [0]}),
+    Case("the same by a numbered name", ["q/lora_1", "q/lora_2"], ["lora_1=data/zoo/q/lora_2"], {},
+         ambiguous={"q/lora_1": [0], "q/lora_2": [0]}),
+    Case("names exchanged", ["t/mila", "t/nora"], ["nora=data/zoo/t/mila", "mila=data/zoo/t/nora"], {},
+         ambiguous={"t/mila": [0, 1], "t/nora": [0, 1]}),
+    Case("a name that several have, path one of them", ["a/mila", "b/mila"], ["mila=data/zoo/b/mila"],
+         {"b/mila": (0, "exact")}, ["a/mila"]),
+    Case("a number is no name", ["arc/0", "arc/1"], ["1=data/zoo/arc/0", "0=data/zoo/arc/1"],
+         {"arc/0": (0, "exact"), "arc/1": (1, "exact")}),
     Case("name does not bring back a refused path", ["arc/mila", "arc/nora"], ["mila=/o/gsm/mila", "nora=/o/arc/nora"],
          {"arc/nora": (1, "tail")}, ["arc/mila"]),
     # Nothing.
@@ -120,143 +142,129 @@ def make_entry(number, recorded):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_table(case):
-    entries = [make_entry(number, text) for number, text in enumerate(case.recorded)]
+def test_table(tmp_path, monkeypatch, case):
+    home = f"{tmp_path}/home/me"
+    absolute = Path(case.absolute.replace("/home/me", home))
+    absolute.mkdir(parents=True)
+    monkeypatch.chdir(absolute if case.root == "." else home)
+    recorded = [text.replace("/home/me", home) for text in case.recorded]
+    entries = [make_entry(number, text) for number, text in enumerate(recorded)]
     result = join_deltas(case.checkpoints, zoo_root=case.root, entries=entries, maps=case.maps)
     found = {path: (entries.index(match.entry), match.matched_by) for path, match in result.matches.items()}
     assert found == case.joined
     assert result.missing == list(case.missing)
-    assert {row.path: [entries.index(e) for e in row.entries] for row in result.ambiguous} == case.ambiguous
-
-
-@pytest.mark.parametrize(
-    ("checkpoints", "recorded", "by_name", "by_path"),
-    [
-        (["p/lora_a", "q/lora_b"], "lora_a=data/zoo/q/lora_b", "p/lora_a", "q/lora_b"),
-        (["p/lora_a", "q/lora_b"], "lora_a=/old/zoo/q/lora_b", "p/lora_a", "q/lora_b"),
-        (["p/lora_a", "q/lora_b"], "p/lora_a=q/lora_b", "p/lora_a", "q/lora_b"),
-    ],
-)
-@pytest.mark.parametrize("other", [[], ["lora_b=data/zoo/q/lora_b"]])
-def test_a_name_and_a_path_of_two_checkpoints_are_told(checkpoints, recorded, by_name, by_path, other):
-    entries = [make_entry(number, text) for number, text in enumerate([recorded, *other])]
-    result = join_deltas(checkpoints, zoo_root="data/zoo", entries=entries)
-    told = [(row.entry.key, row.by_name, row.by_path) for row in result.contradictions]
-    candidates = [entry for row in result.ambiguous for entry in row.entries]
-    assert told == [(entries[0].key, by_name, by_path)] or entries[0] in candidates
-
-
-@pytest.mark.parametrize(
-    "recorded", ["lora_a=data/zoo/p/lora_a", "p/lora_a=/o/p/lora_a", "any=/o/p/lora_a", "lora_a=/tmp/now"]
-)
-def test_names_that_agree_with_paths_or_say_nothing_are_no_contradiction(recorded):
-    result = join_deltas(["p/lora_a", "q/lora_b"], zoo_root="data/zoo", entries=[make_entry(0, recorded)])
-    assert list(result.matches) == ["p/lora_a"]
-    assert result.contradictions == []
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "recorded", "distant"),
-    [("arc/foo", "/m/boolq/foo", True), ("foo", "/m/boolq/foo", True), ("arc/foo", "foo", False),
-     ("arc/foo", "/m/arc/foo", False), ("arc/foo", "data/zoo/arc/foo", False)],
-)  # fmt: skip
-def test_a_last_component_alone_is_told(checkpoint, recorded, distant):
-    result = join_deltas([checkpoint], zoo_root="data/zoo", entries=[make_entry(0, recorded)])
-    assert list(result.matches) == [checkpoint]
-    assert result.distant == [checkpoint] * distant
-
-
-def spellings(root: Path) -> list[str]:
-    """Ways to write where a zoo is, from the working directory beside it; the last two follow links."""
-    for link, target in (("link", root), ("parents", root.parent)):
-        (root.parent / link).symlink_to(target)
-    return [
-        str(root),
-        f"{root}/",
-        root.name,
-        f"./{root.name}",
-        f"../{root.parent.name}/{root.name}",
-        "link",
-        f"parents/{root.name}",
-    ]
-
-
-FOLDERS = ["zoo", "{here}/zoo", "{here}/link", "link", "/old/place", "/old/zoo", ""]
-CHECKPOINTS = ["t/x", "t/y", "u/x", "z", "t/seed_0", "u/z"]
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    checkpoints=st.lists(st.sampled_from(CHECKPOINTS), min_size=1, unique=True),
-    recorded=st.lists(
-        st.tuples(st.sampled_from(FOLDERS), st.sampled_from(CHECKPOINTS)), unique=True, max_size=6
-    ),
-)
-def test_the_spelling_of_the_zoo_decides_nothing(spelled, checkpoints, recorded):
-    here, roots = spelled
-    paths = [f"{folder.format(here=here)}/{path}" if folder else path for folder, path in recorded]
-    entries = [make_entry(number, path) for number, path in enumerate(paths)]
-    outcomes = [outcome(join_deltas(checkpoints, zoo_root=root, entries=entries)) for root in roots]
-    assert outcomes == [outcomes[0]] * len(roots)
-
-
-def outcome(result):
-    return (
-        {path: match.entry.key for path, match in result.matches.items()},
-        {row.path: sorted(entry.key for entry in row.entries) for row in result.ambiguous},
-        result.missing,
-        result.distant,
-    )
-
-
-@pytest.fixture
-def spelled(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path in CHECKPOINTS:
-        (tmp_path / "zoo" / path).mkdir(parents=True)
-    return tmp_path, spellings(tmp_path / "zoo")
-
-
-def test_absolute_path_is_found_out(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    entries = [make_entry(0, f"{tmp_path}/zoo/a/x"), make_entry(1, "zoo/a/y")]
-    result = join_deltas(["a/x", "a/y"], zoo_root=Path("zoo"), entries=entries)
-    assert {path: match.matched_by for path, match in result.matches.items()} == {
-        "a/x": "exact",
-        "a/y": "exact",
-    }
+    doubts = {doubt.checkpoint: [entries.index(e) for e in doubt.entries] for doubt in result.doubts}
+    assert doubts == case.ambiguous
 
 
 PATHS = st.lists(st.sampled_from(["a", "b", "ab", "adapter", "s0", "x1", "x10"]), min_size=1, max_size=4).map(
     "/".join
 )
+#: How a zoo may be spelled from the folder it lies in, with {} for that folder.
+SPELLINGS = (
+    "zoo",
+    "{}/zoo",
+    "./zoo/",
+    "link",
+    "{}/link",
+    "../home/zoo",
+    "{}/there/../zoo",
+    "zoo/a/..",
+    "{}//link/.",
+)
+PREFIXES = (
+    "",
+    "/o/",
+    "zoo/",
+    "link/",
+    "../home/zoo/",
+    "{}/zoo/",
+    "{}/link/",
+    "/old/zoo/",
+    "/old/link/",
+    "a/",
+)
+NAMES = ("", "", "a", "ab", "s0", "a/ab", "7")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a zoo, and a link to it."""
+    home = tmp_path_factory.mktemp("join") / "home"
+    for folder in ("zoo/a", "there"):
+        (home / folder).mkdir(parents=True)
+    (home / "link").symlink_to("zoo")
+    return home
 
 
 @settings(max_examples=400)
 @given(
     checkpoints=st.lists(PATHS, unique=True, max_size=8),
-    recorded=st.lists(
-        st.tuples(st.sampled_from(["", "/o/", "zoo/", "/old/zoo/"]), PATHS).map("".join), max_size=8
-    ),
+    recorded=st.lists(st.tuples(st.sampled_from(PREFIXES), PATHS, st.sampled_from(NAMES)), max_size=8),
+    contents=st.lists(st.integers(0, 2), min_size=8, max_size=8),
 )
-def test_each_checkpoint_has_one_outcome_and_each_delta_one_owner(checkpoints, recorded):
-    entries = [make_entry(number, path) for number, path in enumerate(recorded)]
-    result = join_deltas(checkpoints, zoo_root="zoo", entries=entries)
-    unclear = [row.path for row in result.ambiguous]
-    assert sorted([*result.matches, *result.missing, *unclear]) == sorted(checkpoints)
-    owned = [match.entry.key for match in result.matches.values()]
-    assert len(owned) == len(set(owned))
-    assert not set(owned) & {entry.key for row in result.ambiguous for entry in row.entries}
-    for path, match in result.matches.items():
-        mine = [part for part in f"zoo/{path}".split("/") if part != "adapter"] or ["adapter"]
-        theirs = [part for part in match.entry.path.split("/") if part != "adapter"]
-        assert not theirs or mine[-1] == theirs[-1], "the last folder is whole and equal"
-    # The order in which either side is listed decides nothing.
-    turned = join_deltas(checkpoints[::-1], zoo_root="zoo", entries=entries[::-1])
-    assert {p: (m.entry.key, m.matched_by) for p, m in turned.matches.items()} == {
-        p: (m.entry.key, m.matched_by) for p, m in result.matches.items()
-    }
-    assert sorted(turned.missing) == sorted(result.missing)
+def test_a_join_is_that_of_the_rules_however_the_zoo_is_spelled(home, checkpoints, recorded, contents):
+    entries = [
+        replace(make_entry(number, prefix.format(home) + path), name=name)
+        for number, (prefix, path, name) in enumerate(recorded)
+    ]
+    content = {entry.key: number for entry, number in zip(entries, contents, strict=False)}
+
+    def load(entry):
+        return np.full(1, content[entry.key], np.float32)
+
+    with contextlib.chdir(home):
+        expected = slow_join(checkpoints, "zoo", entries, content)
+        for spelling in SPELLINGS:
+            root = spelling.format(home)
+            found = outcome(join_deltas(checkpoints, zoo_root=root, entries=entries, load=load))
+            assert found == expected, spelling
+        # The order in which either side is listed decides nothing.
+        turned = outcome(join_deltas(checkpoints[::-1], zoo_root="zoo", entries=entries[::-1], load=load))
+        assert {path: got[::-1] if isinstance(got, list) else got for path, got in turned.items()} == expected
+
+
+def test_equal_deltas_are_told_and_others_refused():
+    entries = [make_entry(0, "/o1/arc/x"), make_entry(1, "/o2/arc/x")]
+    same = join_deltas(["arc/x"], zoo_root="zoo", entries=entries, load=lambda _: np.ones(2, np.float32))
+    assert same.matches["arc/x"].entry == entries[0]
+    assert re.search("2 equal deltas.*/o1/arc/x.*/o2/arc/x.*0 is taken", same.matches["arc/x"].note)
+    other = iter([np.zeros(2, np.float32), -np.zeros(2, np.float32)])
+    (doubt,) = join_deltas(["arc/x"], zoo_root="zoo", entries=entries, load=lambda _: next(other)).doubts
+    assert "/o1/arc/x) or " in str(doubt)
+
+
+def test_what_contradicts_itself_says_so():
+    entries = [make_entry(0, "lora_a=/zoo/q/lora_b")]
+    doubts = join_deltas(["q/lora_a", "q/lora_b"], zoo_root="/zoo", entries=entries).doubts
+    assert len(doubts) == 2
+    for doubt in doubts:
+        assert doubt.why == "its path is q/lora_b's, its name q/lora_a's"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "recorded", "task", "tasks", "said"),
+    [
+        ("arc/foo", "/m/boolq/foo", "", {}, "last folder alone"),
+        ("arc/foo", "/m/boolq/foo", "arc", {}, "last folder alone"),
+        ("arc/foo", "/m/boolq/foo", "boolq", {}, "refused"),
+        ("arc/foo", "/m/boolq/foo", "boolq", {"arc/foo": "boolq"}, "last folder alone"),
+        ("foo", "/m/boolq/foo", "boolq", {"foo": "arc"}, "refused"),
+        ("foo", "/m/boolq/foo", "boolq", {}, "last folder alone"),
+        ("arc/foo/adapter", "/m/boolq/foo", "boolq", {}, "refused"),
+        ("arc/foo", "/m/arc/foo", "boolq", {}, ""),
+        ("arc/foo", "foo", "boolq", {}, ""),
+    ],
+)
+def test_a_join_by_the_last_folder_alone(checkpoint, recorded, task, tasks, said):
+    entry = replace(make_entry(0, recorded), task=task)
+    result = join_deltas([checkpoint], zoo_root="/zoo", entries=[entry], tasks=tasks)
+    if said == "refused":
+        assert "last folder alone" in result.doubts[0].why
+        assert "'boolq'" in result.doubts[0].why
+    else:
+        note = result.matches[checkpoint].note
+        assert (said in note and recorded in note) if said else note == ""
 
 
 @pytest.mark.timeout(120)  # by pairs it would take longer than anybody waits

@@ -19,7 +19,7 @@ from llgbm_pack.tokenize.conditions import (
     save_tokenizer,
 )
 from llgbm_shards import ShardSet
-from llgbm_shards.sample import encode_texts
+from llgbm_shards.members import encode_texts
 from support.tiny_tokenizers import KINDS, save_tiny, small_texts
 from support.tiny_zoo import tree, write_zoo
 

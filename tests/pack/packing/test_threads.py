@@ -11,7 +11,7 @@ from llgbm_pack import PackOptions, build
 from llgbm_pack.packing import pool_worker
 from llgbm_pack.tokenize.encode import BodyEncoder
 from llgbm_pack.upkeep.repair import repair
-from llgbm_pack.upkeep.repair_options import RepairOptions
+from llgbm_pack.upkeep.repair_shards import RepairOptions
 from support.thread_counts import pack_and_count
 from support.tiny_zoo import write_zoo
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llgbm_pack.plan.consensus import choose_layout, keep_fitting
-from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.options import LayoutOptions
 from llgbm_pack.plan.survey import Teacher
 from llgbm_shards.errors import PlanError
 
@@ -24,13 +24,9 @@ def teachers(*kinds):
     ]
 
 
-def options(**more):
-    return PackOptions(**{"zoo": Path("zoo"), "out": Path("out"), **more})
-
-
 def fit(found, **more):
-    layout = choose_layout(found, options(**more))
-    fitting, skipped = keep_fitting(found, layout, options(**more))
+    layout = choose_layout(found, LayoutOptions(**more), Path("zoo"))
+    fitting, skipped = keep_fitting(found, layout, LayoutOptions(**more))
     return layout, [teacher.path for teacher in fitting], {skip.checkpoint: skip for skip in skipped}
 
 
@@ -45,7 +41,7 @@ def test_most_decide_and_the_rest_is_skipped_as_a_fault():
 
 def test_a_tie_names_both():
     with pytest.raises(PlanError, match=r"tie: 2 of bfloat16, rank 8.*; 2 of float32, rank 8") as caught:
-        choose_layout(teachers((2, "bfloat16", 8, Q), (2, "float32", 8, Q)), options())
+        choose_layout(teachers((2, "bfloat16", 8, Q), (2, "float32", 8, Q)), LayoutOptions(), Path("zoo"))
     assert caught.value.exit_code == 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llgbm_pack import PackOptions
+from llgbm_pack.plan.options import recorded_options
 from llgbm_shards.errors import UsageError
 
 
@@ -65,3 +66,18 @@ def test_a_path_that_no_file_could_record(tmp_path, name):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     with pytest.raises(UsageError, match=rf"{name}: the path is not UTF-8.*\\xff"):
         PackOptions(**{"zoo": tmp_path / "zoo", "out": tmp_path / "out", name: path})
+
+
+def test_what_a_set_records_gives_the_options_again(tmp_path):
+    places = {"zoo": tmp_path / "zoo", "out": tmp_path / "out"}
+    for options in (
+        PackOptions(**places),
+        PackOptions(
+            **places, rank=4, chunk=8, alpha=2, max_texts=None, limit=3, forms=("answer",), split=0.5
+        ),
+    ):
+        assert recorded_options(options.content(), **places) == options
+    with pytest.raises(UsageError, match=r"does not record the options.*joiner"):
+        recorded_options(
+            {name: value for name, value in options.content().items() if name != "joiner"}, **places
+        )

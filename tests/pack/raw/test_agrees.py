@@ -14,7 +14,7 @@ from llgbm_pack import LoraTokenizer2D, PackOptions, build
 from llgbm_pack.raw import create_dataloader
 from llgbm_pack.sources.zoo import walk_zoo
 from llgbm_pack.tokenize.conditions import load_tokenizer
-from llgbm_shards.sample import sample_key
+from llgbm_shards.members import sample_key
 from support.tiny_tokenizers import save_tiny
 from support.tiny_zoo import MODULES, random_pairs, write_adapter, write_deltas, write_zoo
 

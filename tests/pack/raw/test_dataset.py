@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from llgbm_loader.frame import unframe
 from llgbm_pack import DeltaCache, LoraTokenizer2D
 from llgbm_pack.raw import Text2Qwen25LoRA_DeltaDataset, create_dataloader
-from llgbm_pack.raw.values import token_tensors
+from llgbm_pack.raw.weights import token_tensors
 from llgbm_pack.tokenize.conditions import load_tokenizer
 from llgbm_shards.errors import CheckpointError, UsageError
 from support.dnd_like import FrameTokenizer

@@ -20,7 +20,7 @@ from llgbm_pack.raw import (
     Text2Qwen25LoRA_DeltaDataset,
     wrap_dnd_dataset,
 )
-from llgbm_pack.raw.values import token_tensors
+from llgbm_pack.raw.weights import token_tensors
 from llgbm_shards.errors import UsageError
 from support.tiny_tokenizers import tiny_tokenizer
 from support.tiny_zoo import write_deltas, write_zoo

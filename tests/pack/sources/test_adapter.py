@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llgbm_pack.sources.adapter import read_adapter
-from llgbm_pack.sources.adapter_config import public_name
 from llgbm_shards.errors import CheckpointError
+from llgbm_shards.public import public_name
 from support.peft_files import (
     Q,
     change_config,

@@ -215,6 +215,35 @@ def test_a_changed_source_of_one_shard_does_not_keep_others_from_being_restored(
     assert (root / "out" / SECOND).read_bytes() == (made / "out" / SECOND).read_bytes()
 
 
+def test_a_shard_of_which_nothing_is_left_in_the_zoo_is_told_and_others_come_back(root):
+    gone = in_shard(root, FIRST)
+    for path in gone:
+        _remove(root, path)
+    (root / "out" / FIRST).unlink()
+    name, reason = refuse(root)
+    assert name == FIRST
+    assert all(f"{path}: gone from the zoo" in reason for path in gone)
+    (root / "out" / SECOND).unlink()
+    assert mend(root).json["restored"] == [SECOND]
+
+
+def test_the_set_says_which_checkpoints_have_a_delta(root):
+    """A delta that is measured after the build is not packed by a repair."""
+    write_deltas(root / "few", in_shard(root, FIRST))
+    options = {"zoo": root / "zoo", "out": root / "set", "deltas": root / "few", "missing_delta": "zeros"}
+    build(PackOptions(**options, shard_bytes=5000, workers=1))
+    before = tree(root / "set")
+    lost = [entry.name for entry in ShardSet(root / "set").record.shards]
+    for name in lost:
+        (root / "set" / name).unlink()
+    write_deltas(root / "few", ["beta/lonely", "beta/odd", *in_shard(root, SECOND)])
+    done = here(
+        "repair", root / "set", "--zoo", root / "zoo", "--deltas", root / "few", "-q", "--format", "json"
+    )
+    assert (done.code, done.json["restored"]) == (0, lost)
+    assert tree(root / "set") == before
+
+
 def test_changes_of_sources_of_sound_shards_and_new_checkpoints_do_not_matter(made, root):
     others = in_shard(root, SECOND)
     _retrain(root, others[0])

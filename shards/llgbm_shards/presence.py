@@ -10,18 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Final, TypeVar
 
-from llgbm_shards.canonical import blake3_hex
 from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import member_lines
-from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, shard_digest
-from llgbm_shards.storage import TEMPORARY, open_regular, read_range, storage_errors
+from llgbm_shards.names import TEMPORARY, TOKENIZER_DIRECTORY
+from llgbm_shards.record import CommitRecord, ShardEntry, read_listed, shard_digest
+from llgbm_shards.storage import open_regular, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
-#: Directory whose every file is the record's business: another file there changes how texts are tokenized.
-_TOKENIZER: Final = "tokenizer"
 
 
 def finding_of(error: LlgbmError, shard: str) -> Finding:
@@ -61,31 +59,6 @@ def check_files(directory: Directory, record: CommitRecord) -> list[Finding]:
         except LlgbmError as error:
             findings.append(finding_of(error, entry.name))
     return findings
-
-
-def read_listed(directory: Directory, entry: FileEntry) -> bytes:
-    """The bytes of a file that the record lists.
-
-    Raises:
-        DamageError: It is missing, or not what was written; or the set was replaced.
-        StorageError: It cannot be read.
-    """
-    path = Path(entry.name)
-    with storage_errors(path):
-        try:
-            os.lstat(path, dir_fd=directory.fd)
-        except (FileNotFoundError, NotADirectoryError):
-            raise directory.missing(entry.name) from None
-    with open_regular(path, dir_fd=directory.fd) as fd:
-        size = os.fstat(fd).st_size
-        # Not read before its size is right: what stands there may be a hole of terabytes.
-        data = read_range(fd, 0, size) if size == entry.size else b""
-    if len(data) != entry.size:
-        raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{size} bytes")
-    actual = blake3_hex(data)
-    if actual != entry.digest:
-        raise DamageError("damaged", shard=entry.name, expected=f"digest {entry.digest}", got=actual)
-    return data
 
 
 @dataclass(slots=True)
@@ -136,7 +109,7 @@ def _extra(directory: Directory, record: CommitRecord) -> Iterator[str]:
         like_a_shard = ".tar" in (suffix.lower() for suffix in PurePath(name).suffixes)
         if name not in known and (like_a_shard or name.startswith(TEMPORARY)):
             yield name
-    yield from sorted(name for name in directory.files_below(_TOKENIZER) if name not in known)
+    yield from sorted(name for name in directory.files_below(TOKENIZER_DIRECTORY) if name not in known)
 
 
 def check_extra(directory: Directory, name: str, record: CommitRecord, *, read: bool) -> Finding:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llgbm_shards import ustar
+from llgbm_shards.members import SUFFIX, EncodedMember
 from llgbm_shards.record import shard_digest
-from llgbm_shards.sample import SUFFIX, EncodedMember
 from llgbm_shards.storage import Buffer, new_file, storage_errors, write_all
 
 
