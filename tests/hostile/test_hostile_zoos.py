@@ -11,6 +11,7 @@ import pytest
 
 from support.fork_server import MIB, fork_server
 from support.tiny_zoo import random_pairs, write_adapter, write_deltas, write_zoo
+from support.traps import hole, npy, seen
 
 #: torch alone takes 800 MiB of address space, most of it never touched; what is left is for the work.
 MEMORY = 1536 * MIB
@@ -31,22 +32,15 @@ def zoo(tmp_path):
     return tmp_path / "zoo"
 
 
-def seen(directory):
-    found = [path for path in sorted(directory.rglob("*")) if directory / "out" not in (path, *path.parents)]
-    return [
-        (str(path), path.lstat().st_size, path.lstat().st_mtime_ns, path.lstat().st_mode) for path in found
-    ]
-
-
 def build(server, zoo, *more):
     """Build; whatever comes of it: no traceback, no time, no memory, nothing run, nothing written beside OUT."""
     root = zoo.parent
-    before = seen(root)
+    before = seen(root, without="out")
     args = ["build", str(zoo), str(root / "out"), "--workers", "1", "-q", "--format", "json", *map(str, more)]
     ended = server.call("hostile.pack_target:command", args, memory=MEMORY, timeout_s=TIME_S)
     assert ended.code in (0, 1, 2, 3), ended
     assert "Traceback" not in ended.err + ended.out, ended.err[-2000:]
-    changed = set(seen(root)) ^ set(before)
+    changed = set(seen(root, without="out")) ^ set(before)
     assert {entry for entry in changed if entry[0] != str(root)} == set()
     assert not os.path.lexists("evil")
     assert not os.path.lexists(zoo / "evil")
@@ -65,11 +59,6 @@ def skipped(server, zoo, name, said):
 
 def header(text, data=b""):
     return struct.pack("<Q", len(text)) + text + data
-
-
-def hole(path, size=1 << 40):
-    with path.open("wb") as file:
-        file.truncate(size)
 
 
 def huge_tensor(path):
@@ -246,11 +235,6 @@ def test_manifests_of_the_deltas(server, zoo, name):
     assert re.search(rf"deltas(/manifest\.json)?: {said}", ended.err), ended.err
 
 
-def npy(text, data=b"", version=b"\x01\x00"):
-    length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
-    return b"\x93NUMPY" + version + length + text + data
-
-
 def shaped(text, data=bytes(96)):
     return npy(b"{'descr': %s, 'fortran_order': False, 'shape': %s, }\n" % text, data)
 
@@ -288,7 +272,7 @@ DELTAS = {
     ),
     "string that never ends": (spoilt(npy(b"{'descr': '<f4", bytes(96))), "expected numpy's own header"),
     "version 4": (
-        spoilt(npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24,), }\n", bytes(96), b"\x04\x00")),
+        spoilt(npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (24,), }\n", bytes(96), 4)),
         "not an npy array: expected version",
     ),
     "named pipe": (_replaced(os.mkfifo), "the delta is not a regular file"),

@@ -20,23 +20,9 @@ from llgbm_loader.reader_threads import Work
 from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.errors import UsageError
 from support.commands import wait_until
-from support.leaks import child_env, descriptors, readers
-from support.synthetic import write_set
+from support.leaks import child_env, readers
 
-
-@pytest.fixture
-def made(tmp_path):
-    return write_set(tmp_path / "set", 24, shard_samples=4)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    gc.collect()
-    before = descriptors()
-    yield
-    gc.collect()
-    assert readers() == []
-    assert descriptors() <= before
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 
 def test_an_interpreter_that_exits_amid_an_iteration_does_not_hang(made):
