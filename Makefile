@@ -1,4 +1,4 @@
-# The two commands of the README are `make run` and `make test`; CI adds `make lint`.
+# The two commands of the README are `make run` and `make test`. While you work: `make check`. CONTRIBUTING.md lists all.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO := .demo
 
 FUZZ_SECONDS ?= 600
 
-.PHONY: run test faults fuzz stress lint bench clean
+.PHONY: run check test coverage lint faults fuzz stress bench bench-peers clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_loader.py
 	$(BIN)/python tests/bench/bench_check.py
 	$(BIN)/python tests/bench/bench_open.py
+	$(BIN)/python tests/bench/bench_start.py
 
 bench-peers: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_peers.py
@@ -41,8 +42,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What fits into the time between two thoughts: lint, types, and the tests that are not marked slow.
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Of this process alone: what workers and commands in processes of their own run does not count.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=llgbm_shards --cov=llgbm_loader --cov=llgbm_pack --cov-report=term-missing:skip-covered
 
 # 200,000 batches for consumers that keep some, on a machine kept busy, under a watchdog.
 stress: $(VENV)/.installed-dev

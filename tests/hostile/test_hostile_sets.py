@@ -16,9 +16,10 @@ from llgbm_shards.names import RECORD_NAME
 from support.edited_set import rewrite
 from support.fork_server import MIB, fork_server
 from support.synthetic import write_set
+from support.traps import hole, npy, seen
 
 MEMORY = 1024 * MIB
-TIME_S = 10
+TIME_S = 60
 SHARD = "train-000000.tar"
 
 
@@ -37,16 +38,6 @@ def sound(tmp_path_factory):
 def victim(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "set")
     return tmp_path / "set"
-
-
-def seen(directory):
-    """Everything there with its state, and nothing opened."""
-    found = sorted(directory.rglob("*"))
-    return [
-        (str(path), status.st_size, status.st_mtime_ns, status.st_mode)
-        for path in found
-        for status in [path.lstat()]
-    ]
 
 
 def refused(server, call, victim, *said, codes=(1, 3)):
@@ -87,10 +78,6 @@ NPY = b"\x93NUMPY\x01\x00"
 PICKLE = b"\x80\x04cos\nsystem\n(S'touch evil'\ntR."
 OBJECTS = b"{'descr': '|O', 'fortran_order': False, 'shape': (6,), }".ljust(117) + b"\n"
 CODE = b"{'descr': __import__('os').system('touch evil'), 'shape': (6,)}".ljust(117) + b"\n"
-
-
-def npy(text, data=b""):
-    return NPY + struct.pack("<H", len(text)) + text + data
 
 
 MEMBERS = {
@@ -140,11 +127,6 @@ def replaced(name, make):
         make(path / name)
 
     return spoil
-
-
-def hole(path):
-    """900 GiB that take no room: reading them would end no test."""
-    os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 900 << 30)
 
 
 READ = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 
@@ -237,7 +238,9 @@ def test_an_unfinished_or_edited_set_is_refused(made):
 
 def test_a_pinned_digest(made, tmp_path):
     other = write_set(tmp_path / "other", 4, prefix="b")
-    _loader(made, expect_digest=made.record.digest or ShardSet(made.path).digest)
+    own = json.loads((made.path / "shardset.json").read_bytes())["digest"]
+    assert ShardSet(made.path).digest == own
+    _loader(made, expect_digest=own)
     with pytest.raises(UsageError, match="another set than expected"):
         _loader(made, expect_digest="00" * 32)
     with pytest.raises(UsageError, match="expect_digest"):

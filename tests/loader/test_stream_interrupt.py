@@ -19,23 +19,10 @@ from llgbm_loader import StreamingLoader
 from llgbm_loader.reader_threads import Work
 from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.errors import UsageError
-from support.leaks import child_env, descriptors, readers
-from support.synthetic import write_set
+from support.commands import wait_until
+from support.leaks import child_env, readers
 
-
-@pytest.fixture
-def made(tmp_path):
-    return write_set(tmp_path / "set", 24, shard_samples=4)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    gc.collect()
-    before = descriptors()
-    yield
-    gc.collect()
-    assert readers() == []
-    assert descriptors() <= before
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 
 def test_an_interpreter_that_exits_amid_an_iteration_does_not_hang(made):
@@ -95,10 +82,7 @@ def test_ctrl_c_amid_the_starts_of_the_readers(made, monkeypatch, started):
     gc.collect()
     loader.close()
     monkeypatch.undo()
-    deadline = time.monotonic() + 5
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not readers()
+    wait_until(lambda: not readers())
     assert len(list(StreamingLoader(made.path, batch_size=2))) == 12
 
 
@@ -120,7 +104,7 @@ for _ in range(300):
     except KeyboardInterrupt:
         interrupted += 1
 gc.collect()
-end = time.monotonic() + 5
+end = time.monotonic() + 20
 while readers() and time.monotonic() < end:
     time.sleep(0.01)
 loader.set_epoch(0)

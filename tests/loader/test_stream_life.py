@@ -23,20 +23,7 @@ from llgbm_shards.shardset import ShardSet
 from support.leaks import child_env, descriptors, readers
 from support.synthetic import small_layout, write_set
 
-
-@pytest.fixture
-def made(tmp_path):
-    return write_set(tmp_path / "set", 24, shard_samples=4)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    gc.collect()
-    before = descriptors()
-    yield
-    gc.collect()
-    assert readers() == []
-    assert descriptors() <= before
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 
 def test_a_whole_epoch_ends_the_threads(made):

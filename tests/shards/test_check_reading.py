@@ -13,11 +13,6 @@ from support.synthetic import write_set
 FIRST = "train-000000.tar"
 
 
-@pytest.fixture
-def made(tmp_path):
-    return write_set(tmp_path / "set", 12, shard_samples=5)
-
-
 class _Faulty:
     """os.preadv that fails at one offset, a number of times."""
 

@@ -16,12 +16,6 @@ from support.synthetic import write_set
 FIRST, SECOND, THIRD = (f"train-{number:06d}.tar" for number in range(3))
 
 
-@pytest.fixture
-def made(tmp_path):
-    """Twelve samples in shards of five, five and two."""
-    return write_set(tmp_path / "set", 12, shard_samples=5)
-
-
 def found(path, **options):
     """(shard, key, what) of everything a check finds."""
     report = check(path, **options)

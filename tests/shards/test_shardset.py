@@ -13,14 +13,8 @@ import pytest
 from llgbm_shards import DamageError, HeaderError, ShardSet, UsageError
 from llgbm_shards.members import SUFFIX
 from support.edited_set import rewrite
-from support.synthetic import write_set
 
 SECOND = "train-000001.tar"
-
-
-@pytest.fixture
-def made(tmp_path):
-    return write_set(tmp_path / "set", 12, shard_samples=5)
 
 
 def test_samples_come_back_by_number_and_by_key(made):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 import tracemalloc
 
 import pytest
@@ -139,16 +138,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_headers_are_refused_fast_and_in_bounded_memory(case, tmp_path):
+def test_hostile_headers_are_refused_in_bounded_memory(case, tmp_path):
     data, message = HOSTILE[case]
     (tmp_path / "x.safetensors").write_bytes(data)
     tracemalloc.start()
-    started = time.monotonic()
     with pytest.raises(CheckpointError, match=message):
         read_adapter(tmp_path / "x.safetensors", None, alpha=1)
-    seconds, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 2
     assert peak < 32 << 20
 
 

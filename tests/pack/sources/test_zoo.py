@@ -9,33 +9,15 @@ from pathlib import Path
 import pytest
 
 from llgbm_pack.sources import zoo as zoo_module
-from llgbm_pack.sources.zoo import Candidate, Rejected, ZooListing, natural_key, walk_zoo
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def _adapter(folder: Path, content: str = "weights", config: str | None = "{}") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_text(content)
-    if config is not None:
-        (folder / CONFIG).write_text(config)
-    return folder
-
-
-def _paths(listing: ZooListing) -> list[str]:
-    return [one.path for one in listing.checkpoints]
-
-
-def _faults(listing: ZooListing) -> dict[str, str]:
-    return {one.path: one.reason for one in listing.rejected if one.fault}
-
+from llgbm_pack.sources.zoo import Candidate, Rejected, natural_key, walk_zoo
+from support.listings import CONFIG, WEIGHTS, adapter, faults, paths
 
 # --- layouts
 
 
 def test_llgbm_script_layout(tmp_path):
-    _adapter(tmp_path / "gsm8k" / "lr1e-3.5_a")
-    _adapter(tmp_path / "arc" / "b")
+    adapter(tmp_path / "gsm8k" / "lr1e-3.5_a")
+    adapter(tmp_path / "arc" / "b")
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "arc" / "b" / "prompts.json").write_text("{}")
     listing = walk_zoo(tmp_path)
@@ -58,13 +40,13 @@ def test_the_demo_zoo(demo_zoo):
 
 
 def test_notebook_layout(tmp_path):
-    _adapter(tmp_path / "run_1" / "adapter")
+    adapter(tmp_path / "run_1" / "adapter")
     (tmp_path / "run_1" / "prompts.json").write_text("{}")
-    assert _paths(walk_zoo(tmp_path)) == ["run_1/adapter"]
+    assert paths(walk_zoo(tmp_path)) == ["run_1/adapter"]
 
 
 def test_an_adapter_that_is_the_zoo(tmp_path):
-    _adapter(tmp_path, config=None)
+    adapter(tmp_path, config=None)
     listing = walk_zoo(tmp_path)
     assert listing.checkpoints == (Candidate(".", tmp_path / WEIGHTS, None),)
 
@@ -76,7 +58,7 @@ def test_dnd_layout_one_checkpoint_a_file_in_natural_order(tmp_path):
         (folder / f"{number}.safetensors").write_text("w")
     (tmp_path / "5.safetensors").write_text("w")
     listing = walk_zoo(tmp_path)
-    assert _paths(listing) == ["5", "ARC-c/1", "ARC-c/2", "ARC-c/10", "ARC-c/100"]
+    assert paths(listing) == ["5", "ARC-c/1", "ARC-c/2", "ARC-c/10", "ARC-c/100"]
     assert {one.config for one in listing.checkpoints} == {None}
     assert listing.checkpoints[1].weights == folder / "1.safetensors"
 
@@ -91,11 +73,11 @@ def test_dnd_files_share_the_config_beside_them(tmp_path):
 
 
 def test_trainer_keeps_the_root_once_when_its_last_checkpoint_equals_it(tmp_path):
-    _adapter(tmp_path / "run", "last")
+    adapter(tmp_path / "run", "last")
     for number, content in ((9, "early"), (100, "last"), (20, "last")):
-        _adapter(tmp_path / "run" / f"checkpoint-{number}", content)
+        adapter(tmp_path / "run" / f"checkpoint-{number}", content)
     listing = walk_zoo(tmp_path)
-    assert _paths(listing) == ["run", "run/checkpoint-9", "run/checkpoint-20"]
+    assert paths(listing) == ["run", "run/checkpoint-9", "run/checkpoint-20"]
     assert listing.rejected == (
         Rejected("run/checkpoint-100", "the same adapter as run, which is kept", False),
     )
@@ -105,21 +87,21 @@ def test_trainer_keeps_the_root_once_when_its_last_checkpoint_equals_it(tmp_path
     ("content", "config"), [("tsal", "{}"), ("longer", "{}"), ("last", '{"a":1}'), ("last", None)]
 )
 def test_trainer_keeps_both_when_weights_or_config_differ(content, config, tmp_path):
-    _adapter(tmp_path / "run", "last")
-    _adapter(tmp_path / "run" / "checkpoint-100", content, config)
-    assert _paths(walk_zoo(tmp_path)) == ["run", "run/checkpoint-100"]
+    adapter(tmp_path / "run", "last")
+    adapter(tmp_path / "run" / "checkpoint-100", content, config)
+    assert paths(walk_zoo(tmp_path)) == ["run", "run/checkpoint-100"]
 
 
 def test_trainer_keeps_the_last_checkpoint_when_the_root_is_excluded(tmp_path):
-    _adapter(tmp_path / "run")
-    _adapter(tmp_path / "run" / "checkpoint-100")
+    adapter(tmp_path / "run")
+    adapter(tmp_path / "run" / "checkpoint-100")
     listing = walk_zoo(tmp_path, exclude=["run"])
-    assert _paths(listing) == ["run/checkpoint-100"]
+    assert paths(listing) == ["run/checkpoint-100"]
     assert listing.excluded == 1
 
 
 def test_trainer_leftovers_are_skipped(tmp_path):
-    run = _adapter(tmp_path / "run" / "checkpoint-5")
+    run = adapter(tmp_path / "run" / "checkpoint-5")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"):
         (run / name).write_text("state")
     (run / "optimizer.safetensors").write_text("state")
@@ -128,10 +110,10 @@ def test_trainer_leftovers_are_skipped(tmp_path):
     alone.mkdir()
     (alone / "optimizer_0.safetensors").write_text("state")
     (alone / "tmp-7.safetensors").write_text("half")
-    _adapter(tmp_path / "run" / "tmp-checkpoint-6")
-    _adapter(tmp_path / ".cache" / "x")
+    adapter(tmp_path / "run" / "tmp-checkpoint-6")
+    adapter(tmp_path / ".cache" / "x")
     listing = walk_zoo(tmp_path)
-    assert _paths(listing) == ["run/checkpoint-5"]
+    assert paths(listing) == ["run/checkpoint-5"]
     assert listing.rejected == ()
     assert listing.ignored == (".cache", "run/tmp-checkpoint-6")
 
@@ -158,7 +140,7 @@ def test_hub_cache(tmp_path):
     )
     assert listing.rejected == ()
     assert listing.ignored == ()
-    assert _paths(walk_zoo(tmp_path / "models--org--lora")) == ["snapshots/abc"]
+    assert paths(walk_zoo(tmp_path / "models--org--lora")) == ["snapshots/abc"]
 
 
 def test_hub_links_into_another_repositorys_blobs_are_refused(tmp_path):
@@ -167,8 +149,8 @@ def test_hub_links_into_another_repositorys_blobs_are_refused(tmp_path):
     (snapshot / WEIGHTS).unlink()
     (snapshot / WEIGHTS).symlink_to(blobs / "0f0f")
     listing = walk_zoo(tmp_path)
-    assert _paths(listing) == ["models--org--one/snapshots/abc"]
-    assert _faults(listing) == {
+    assert paths(listing) == ["models--org--one/snapshots/abc"]
+    assert faults(listing) == {
         "models--org--two/snapshots/abc": f"{WEIGHTS} is a link out of its repository's blobs"
     }
 
@@ -183,7 +165,7 @@ def test_multi_adapter_peft_save(tmp_path):
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
     model.add_adapter("second", LoraConfig(target_modules=["v_proj"], r=4))
     model.save_pretrained(tmp_path / "run")
-    assert _paths(walk_zoo(tmp_path)) == ["run", "run/second"]
+    assert paths(walk_zoo(tmp_path)) == ["run", "run/second"]
 
 
 # --- order and choice
@@ -205,7 +187,7 @@ def test_order_is_natural_and_the_same_on_any_file_system(tmp_path, monkeypatch)
         "é/a",
     ]
     for name in names:
-        _adapter(tmp_path / name)
+        adapter(tmp_path / name)
     expected = [
         "9/a",
         "10/a",
@@ -234,9 +216,9 @@ def test_order_is_natural_and_the_same_on_any_file_system(tmp_path, monkeypatch)
         def __exit__(self, *exception):
             return None
 
-    assert _paths(walk_zoo(tmp_path)) == expected
+    assert paths(walk_zoo(tmp_path)) == expected
     monkeypatch.setattr(zoo_module.os, "scandir", Shuffled)
-    assert _paths(walk_zoo(tmp_path)) == expected
+    assert paths(walk_zoo(tmp_path)) == expected
 
 
 def test_natural_key_never_ties_different_paths():
@@ -246,13 +228,13 @@ def test_natural_key_never_ties_different_paths():
 
 def test_include_and_exclude(tmp_path):
     for name in ("arc/a", "arc/b", "gsm/a", "gsm/deep/b"):
-        _adapter(tmp_path / name)
+        adapter(tmp_path / name)
     (tmp_path / "gsm" / "half").mkdir()
     (tmp_path / "gsm" / "half" / CONFIG).write_text("{}")
     listing = walk_zoo(tmp_path, include=["gsm/*"])
-    assert _paths(listing) == ["gsm/a", "gsm/deep/b"]
-    assert (listing.excluded, list(_faults(listing))) == (2, ["gsm/half"])
+    assert paths(listing) == ["gsm/a", "gsm/deep/b"]
+    assert (listing.excluded, list(faults(listing))) == (2, ["gsm/half"])
     listing = walk_zoo(tmp_path, include=["arc/*", "gsm/*"], exclude=["*/b", "gsm/half"])
-    assert _paths(listing) == ["arc/a", "gsm/a"]
+    assert paths(listing) == ["arc/a", "gsm/a"]
     assert (listing.excluded, listing.rejected) == (3, ())
     assert walk_zoo(tmp_path, include=["ARC/*"]).checkpoints == (), "globs mind case everywhere"
