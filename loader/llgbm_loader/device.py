@@ -117,7 +117,9 @@ class SideStream:
         #: Host tensors whose copy may still run, oldest first.
         self._copying: deque[tuple[torch.Event, Tensors]] = deque()
 
-    def send(self, host: Tensors, finish: Callable[[Tensors], Tensors]) -> tuple[Tensors, torch.Event]:
+    def send(
+        self, host: Tensors, finish: Callable[[Tensors], Tensors]
+    ) -> tuple[Tensors, torch.Event, torch.Event]:
         """Copy tensors and finish them, all on the side stream.
 
         Args:
@@ -125,13 +127,16 @@ class SideStream:
             finish: Makes the batch's tensors of the copies, on the device.
 
         Returns:
-            The tensors, and the event after which they are whole.
+            The tensors, the event after which they are whole, and the event of the copy.
         """
         with self._lock, self._ops.on(self._stream):
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
             copies = {name: self._ops.copy(tensor) for name, tensor in host.items()}
-            self._copying.append((self._ops.record(self._stream), host))
+            copied = self._ops.record(self._stream)
+            self._copying.append((copied, host))
             tensors = finish(copies)
-            return tensors, self._ops.record(self._stream)
+            return tensors, self._ops.record(self._stream), copied
 
     def receive(self, tensors: Mapping[str, Tensor], event: torch.Event) -> None:
         """Make tensors fit to use on the calling thread's stream."""
@@ -140,12 +145,16 @@ class SideStream:
         for tensor in tensors.values():
             self._ops.keep(tensor, stream)
 
-    def reclaim(self) -> bool:
-        """Let go of host tensors whose copy is over, after waiting for the oldest; says whether there were any."""
+    def reclaim(self, copied: torch.Event) -> None:
+        """Let go of the host tensors of a copy, and of those before it, after waiting for its end."""
+        copied.synchronize()
         with self._lock:
-            if not self._copying:
-                return False
-            self._copying[0][0].synchronize()
-            while self._copying and self._copying[0][0].query():
+            while any(event is copied for event, _ in self._copying):
                 self._copying.popleft()
-            return True
+
+    def close(self) -> None:
+        """Let go of all host tensors, after waiting for their copies."""
+        with self._lock:
+            while self._copying:
+                self._copying[0][0].synchronize()
+                self._copying.popleft()

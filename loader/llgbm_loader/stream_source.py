@@ -175,8 +175,8 @@ class StreamSource:
             feed.close()
         if self._pool is not None:
             self._pool.close()
-        while self._side is not None and self._side.reclaim():
-            pass
+        if self._side is not None:
+            self._side.close()
 
 
 def _refuse_no_batch(slices: Slices) -> None:
