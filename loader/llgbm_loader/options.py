@@ -13,6 +13,7 @@ import torch
 from llgbm_loader.frame import FRAMES, ZERO_STDS
 from llgbm_loader.order import REMAINDERS
 from llgbm_loader.tensors import TORCH_DTYPE
+from llgbm_shards import names
 from llgbm_shards.arguments import (
     LEAST_SEED,
     MOST_COUNT,
@@ -30,7 +31,7 @@ MEMBER: Final = {"tokens": "body", "scales": "scales", "condition": "texts", "de
 #: Fields a batch can be made of.
 FIELDS: Final = tuple(MEMBER)
 PADDINGS: Final = ("max_length", "longest")
-FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")
+FORMS: Final = (*names.FORMS, "mix")
 VERIFY: Final = ("full", "first-epoch", "off")
 BAD_SAMPLE: Final = ("raise", "skip")
 _SHUFFLES: Final = (True, False, "shards")

@@ -1,4 +1,4 @@
-"""What the files of a set are called, and the forms that names and digests have."""
+"""What the files of a set and its texts are called, and the forms that names and digests have."""
 
 from __future__ import annotations
 
@@ -26,3 +26,6 @@ SHARD: Final = re.compile(r"[a-z]{1,32}-[0-9]{6,9}\.tar")
 BUILT_SHARD: Final = re.compile(r"(train|val)-[0-9]+\.tar")
 #: A BLAKE3-256 digest.
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+#: Forms of a text, in the order of the members of a set.
+FORMS: Final = ("prompt", "answer", "prompt_answer")

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llgbm_shards.errors import HeaderError, UsageError
+from llgbm_shards.names import FORMS
 from llgbm_shards.schema import TEXTS, refuse_faults
 
-#: The forms a condition can have, in the order in which a set lists them.
-FORMS: Final = ("prompt", "answer", "prompt_answer")
 _SIDES: Final = ("left", "right")
 _MAX_ID: Final = 2**31 - 1
 
@@ -32,7 +31,7 @@ class ConditionSpec:
     """What rebuilds padded conditions from bare ids; the ``texts`` field of ``shardset.json``.
 
     Attributes:
-        forms: Forms the set holds, some of :data:`FORMS`.
+        forms: Forms the set holds, some of :data:`~llgbm_shards.names.FORMS`.
         joiner: What stands between prompt and answer in the form ``prompt_answer``.
         prefix: Special ids before each text.
         suffix: Special ids after each text.

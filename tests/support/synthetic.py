@@ -25,11 +25,10 @@ from llgbm_shards.members import (
     encode_texts,
     sample_key,
 )
-from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME
+from llgbm_shards.names import FORMS, INDEX_NAME, RECORD_NAME, SKIPPED_NAME
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry
 from llgbm_shards.shard_writer import PackedSample, write_shard
 
-FORMS = ("prompt", "answer", "prompt_answer")
 TEXTS_SPEC: dict[str, Any] = {
     "forms": list(FORMS),
     "joiner": "\n",

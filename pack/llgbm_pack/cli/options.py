@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from llgbm_pack.cli.output import Output
 from llgbm_pack.plan.options import DTYPES, MISSING_DELTA, SPLIT_BY, PackOptions
 from llgbm_shards.layout import TOKEN_ORDERS
-from llgbm_shards.texts import FORMS
+from llgbm_shards.names import FORMS
 
 _UNITS: Final = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

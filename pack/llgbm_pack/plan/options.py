@@ -22,7 +22,7 @@ from llgbm_pack.tokenize.module_table import MOST_SIZE
 from llgbm_shards.arguments import MOST_COUNT, MOST_WORKERS, as_index, is_number, is_text, require, shown
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
-from llgbm_shards.texts import FORMS
+from llgbm_shards.names import FORMS
 
 MISSING_DELTA: Final = ("error", "skip", "zeros")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")

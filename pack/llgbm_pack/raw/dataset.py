@@ -29,7 +29,7 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 from llgbm_shards.errors import UsageError
-from llgbm_shards.texts import FORMS
+from llgbm_shards.names import FORMS
 
 _LOG = logging.getLogger(__name__)
 #: Ids of a condition at most: no model reads more, and each item has memory for all of them.

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_shards.errors import StorageError, UsageError
+from llgbm_shards.names import FORMS
 from llgbm_shards.storage import read_file
-from llgbm_shards.texts import FORMS, ConditionSpec
+from llgbm_shards.texts import ConditionSpec
 
 #: Settings that say how and from where a tokenizer was loaded, not what it is.
 _LOADING_KEYS: Final = frozenset({"is_local", "local_files_only", "name_or_path", "_commit_hash"})
