@@ -25,8 +25,12 @@ hold adapters of equal names. A tail therefore joins nothing (the pair stays apa
   (``task1/x`` is not ``task2/x`` when the cache holds ``task2/y``). A tail of two or more components that covers the
   whole path in the zoo and names an adapter is exempt: the zoo was moved.
 
-So a renamed task joins by tail when its adapters' names are unique, which is told, and refused when the cache says that
-the delta is of another task; ``--map OLD=NEW`` joins the rest.
+So a renamed task joins by tail when its adapters' names are unique; ``--map OLD=NEW`` joins the rest. A tail is lone,
+and told, when the folders above differ, no more than one of its components names an adapter in particular
+(``foo/checkpoint-300``), and it does not cover a path of two or more components in the zoo.
+
+A tail or a name that does not hold the task's folder is refused when the cache calls the delta's task otherwise than the
+zoo does, by its manifest or any folder of the checkpoint's path. Of paths that are equal the task is not asked.
 """
 
 from __future__ import annotations
@@ -160,19 +164,23 @@ class _Join:
             result.doubts.append(Doubt(path, entries[:_LISTED], why))
         else:
             # Of equal ones always the same, in whatever order they are listed.
-            e, claim = min(listed, key=lambda one: (self._is_lone(c, one[1]), self._entries[one[0]].key))
+            e, claim = min(listed, key=lambda one: self._rank(c, *one))
             self._join(c, self._entries[e], claim, entries, result)
+
+    def _rank(self, c: int, e: int, claim: Claim) -> tuple[bool, bool, str]:
+        entry = self._entries[e]
+        return self._is_of_another_task(c, entry, claim), self._rules.is_lone(c, claim), entry.key
 
     def _join(
         self, c: int, entry: DeltaEntry, claim: Claim, entries: Sequence[DeltaEntry], result: JoinResult
     ) -> None:
         path, notes = self._checkpoints[c], []
-        if self._is_lone(c, claim):
-            if self._is_of_another_task(c, entry):
-                why = f"joined by its last folder alone, and the cache calls its task {entry.task!r}"
-                result.doubts.append(Doubt(path, [entry], why))
-                return
-            notes.append(f"delta joined by its last folder alone: it was recorded as {entry.path}")
+        if self._is_of_another_task(c, entry, claim):
+            why = f"joined by {self._means(c, claim)}, and the cache calls its task {entry.task!r}"
+            result.doubts.append(Doubt(path, [entry], why))
+            return
+        if self._rules.is_lone(c, claim):
+            notes.append(f"delta joined by {self._means(c, claim)}: it was recorded as {entry.path}")
         if len(entries) > 1:
             listed = ", ".join(f"{one.key} ({one.path})" for one in entries)
             notes.append(f"{len(entries)} equal deltas are recorded for it: {listed}; {entry.key} is taken")
@@ -198,18 +206,22 @@ class _Join:
         except CheckpointError:
             return False  # all of them are listed
 
-    def _is_lone(self, c: int, claim: Claim) -> bool:
-        """Whether nothing but the last of several components is shared."""
-        return claim.height == 1 and all(
-            len(parts) > 1 for parts in (self._rules.full[c], self._rules.tails[claim.entries[0]])
-        )
+    def _means(self, c: int, claim: Claim) -> str:
+        if claim.rule == "name":
+            return "its name alone"
+        shared = "/".join(self._rules.shared(c, claim))
+        return "its last folder alone" if claim.height == 1 else f"its last folders alone ({shared})"
 
-    def _is_of_another_task(self, c: int, entry: DeltaEntry) -> bool:
-        if self._tasks is None:
+    def _is_of_another_task(self, c: int, entry: DeltaEntry, claim: Claim) -> bool:
+        """Whether a tail or a name that does not hold the task's folder is of a task that is not the checkpoint's."""
+        shared, path = self._rules.shared(c, claim), unwrap(self._rules.relative[c])
+        if self._tasks is None or not (entry.task and shared):
             return False
-        manifest = self._tasks.get(self._checkpoints[c])
-        own = {*unwrap(self._rules.relative[c])[:-1], *([manifest] if manifest else [])}
-        return bool(entry.task and own and entry.task not in own)
+        manifest = self._tasks.get(self._checkpoints[c], "")
+        if len(shared) >= len(path) > 1 or not {manifest, entry.task}.isdisjoint(shared[:-1]):
+            return False
+        own = {*path[:-1], manifest} - {""}
+        return bool(own) and entry.task not in own
 
 
 def _load(entry: DeltaEntry) -> NDArray[np.float32]:

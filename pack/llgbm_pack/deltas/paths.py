@@ -42,6 +42,7 @@ class ZooPlace:
         self.root = split_path(self._real)
         self._relative = frozenset(relative)
         self._known: dict[Parts, bool] = {self.root: True}
+        self._linked: dict[Parts, Parts] = {}
 
     def full(self, relative: Parts) -> Parts:
         """A checkpoint's path from the root of the file system; of one that is absolute already, itself."""
@@ -50,12 +51,33 @@ class ZooPlace:
     def resolve(self, path: Parts) -> Parts:
         """A recorded path; where what stands before a checkpoint's relative path is the zoo, its full path.
 
-        Only such beginnings are looked up in the file system: each once, a handful in a cache of many deltas.
+        Where a link leads its folder to another one of the zoo, that one stands in its place: as a full path, or as a
+        relative one if the path is relative to the zoo. Each beginning and each folder is looked up once.
         """
         for start in range(len(path) + 1):
             if path[start:] in self._relative and self._is_zoo(path[:start]):
                 return self.full(path[start:])
-        return path
+        return self._unlinked(path[:-1]) + path[-1:]
+
+    def _unlinked(self, folder: Parts) -> Parts:
+        """The folder; where it leads through a link to one inside the zoo, that one."""
+        if self.root == (_ROOT,):
+            return folder  # all there is would lie inside
+        if folder not in self._linked:
+            relative = None if folder[:1] == (_ROOT,) else self._led(self.root + folder)
+            self._linked[folder] = self._led(folder) or (relative[len(self.root) :] if relative else folder)
+        return self._linked[folder]
+
+    def _led(self, folder: Parts) -> Parts | None:
+        """Where a link leads the folder, if inside the zoo."""
+        path = Path(*folder)
+        try:
+            real = os.path.realpath(path)
+        except ValueError:
+            return None  # as in _same_place
+        parts = split_path(real)
+        linked = real != os.path.normpath(path.absolute())
+        return parts if linked and parts[: len(self.root)] == self.root else None
 
     def _is_zoo(self, prefix: Parts) -> bool:
         if prefix not in self._known:

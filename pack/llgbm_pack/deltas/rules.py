@@ -72,6 +72,20 @@ class Rules:
                 free.pop(e)
             yield from self._heard_by_name(claim)
 
+    def shared(self, c: int, claim: Claim) -> Parts:
+        """What a tail or a name has in common with the path of a checkpoint; nothing of other rules."""
+        if claim.rule == "name":
+            return split_path(self._names[claim.entries[0]])
+        return self.full[c][-claim.height :] if claim.height else ()
+
+    def is_lone(self, c: int, claim: Claim) -> bool:
+        """Whether a shared tail names one thing at most, and is neither side's whole path nor that of a moved zoo."""
+        height, whole = claim.height, len(unwrap(self.relative[c]))
+        if height == 0 or height >= whole > 1:
+            return False
+        differ = height < min(len(self.full[c]), len(self.tails[claim.entries[0]]))
+        return differ and sum(not is_generic(part) for part in self.shared(c, claim)) <= 1
+
     def _by_each_rule(self, free: dict[int, None]) -> Iterator[Claim]:
         """One rule after another; the caller takes what was claimed out of ``free``."""
         yield from self._equal("exact", self._whole, free)

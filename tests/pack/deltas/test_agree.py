@@ -109,6 +109,50 @@ def test_a_folder_that_is_another_is_told(zoo, caplog):
     assert "p/lora_a: delta joined by its last folder alone" in caplog.text
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("linked", ["zoo/lnk/lora_a", "{zoo}/lnk/lora_a", "lnk/lora_a", "link/lnk/lora_a"])
+def test_a_link_inside_the_zoo_is_a_second_candidate(zoo, spelling, linked):
+    (zoo.parent / "link").symlink_to(zoo)
+    (zoo / "lnk").symlink_to("p")
+    write_adapter(zoo / "q" / "lora_a", 2)
+    deltas = cache(zoo, {"zoo/p/lora_a": ONE, linked: OTHER, "zoo/q/lora_b": ONE})
+    build = ("build", spelling.format(zoo=zoo), zoo.parent / "out", "--deltas", deltas)
+    done = here(*build, "--missing-delta", "skip")
+    assert done.code == 2
+    assert "1 checkpoints with more than one delta" in done.err
+    assert "zoo/p/lora_a" in done.err
+    assert linked.format(zoo=zoo) in done.err
+
+
+@pytest.mark.parametrize(("task", "code"), [("boolq", 2), ("p", 1), ("", 1)])
+@pytest.mark.parametrize("leaf", ["checkpoint-300", "final"])
+def test_a_folder_of_a_common_name_makes_no_difference(zoo, leaf, task, code):
+    write_adapter(zoo / "p" / "foo" / leaf, 2)
+    adapters = {
+        "a": ("zoo/p/lora_a", ONE, ""),
+        "b": ("zoo/q/lora_b", ONE, ""),
+        "c": (f"/m/boolq/foo/{leaf}", OTHER, task),
+    }
+    done = here("build", zoo, "out", "--strict", "--deltas", named_cache(zoo, adapters))
+    assert done.code == code, done.err
+    told = f"p/foo/{leaf}: delta joined by its last folders alone (foo/{leaf}): it was recorded as /m/boolq/foo/{leaf}"
+    assert (told in done.out) == (code == 1)
+
+
+@pytest.mark.parametrize(("task", "code"), [("boolq", 2), ("p", 0), ("", 0)])
+@pytest.mark.parametrize("path", ["/m/boolq/foo/bar", "/m/boolq/xyz"])
+def test_a_delta_of_another_task_is_refused_by_name_and_by_more_folders(zoo, path, task, code):
+    write_adapter(zoo / "p" / "foo" / "bar", 2)
+    adapters = {
+        "lora_a": ("zoo/p/lora_a", ONE, ""),
+        "lora_b": ("zoo/q/lora_b", ONE, ""),
+        "bar": (path, OTHER, task),
+    }
+    done = here("build", zoo, "out", "--strict", "--deltas", named_cache(zoo, adapters))
+    assert done.code == code, done.err
+    assert ("and the cache calls its task 'boolq'" in done.err) == (code == 2)
+
+
 @pytest.mark.parametrize(("task", "code"), [("boolq", 2), ("p", 0), ("", 0)])
 def test_a_delta_of_another_task_is_refused(zoo, task, code):
     adapters = {"lora_a": ("/m/boolq/lora_a", ONE, task), "lora_b": ("/m/q/lora_b", OTHER, "any")}

@@ -183,44 +183,56 @@ PREFIXES = (
     "/old/zoo/",
     "/old/link/",
     "a/",
+    "lnk/",
+    "zoo/lnk/",
+    "link/lnk/",
+    "{}/zoo/lnk/",
+    "/o/t/",
 )
+TASKS = st.sampled_from(("", "", "a", "b", "t"))
 NAMES = ("", "", "a", "ab", "s0", "a/ab", "7")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a zoo, and a link to it."""
+    """A folder with a zoo that has a link to one of its folders, and a link to the zoo."""
     home = tmp_path_factory.mktemp("join") / "home"
     for folder in ("zoo/a", "there"):
         (home / folder).mkdir(parents=True)
     (home / "link").symlink_to("zoo")
+    (home / "zoo" / "lnk").symlink_to("a")
     return home
 
 
-@settings(max_examples=400)
+@settings(max_examples=600)
 @given(
     checkpoints=st.lists(PATHS, unique=True, max_size=8),
-    recorded=st.lists(st.tuples(st.sampled_from(PREFIXES), PATHS, st.sampled_from(NAMES)), max_size=8),
+    recorded=st.lists(st.tuples(st.sampled_from(PREFIXES), PATHS, st.sampled_from(NAMES), TASKS), max_size=8),
     contents=st.lists(st.integers(0, 2), min_size=8, max_size=8),
+    zoo_tasks=st.lists(TASKS, min_size=8, max_size=8),
 )
-def test_a_join_is_that_of_the_rules_however_the_zoo_is_spelled(home, checkpoints, recorded, contents):
+def test_a_join_is_that_of_the_rules_however_the_zoo_is_spelled(
+    home, checkpoints, recorded, contents, zoo_tasks
+):
     entries = [
-        replace(make_entry(number, prefix.format(home) + path), name=name)
-        for number, (prefix, path, name) in enumerate(recorded)
+        replace(make_entry(number, prefix.format(home) + path), name=name, task=task)
+        for number, (prefix, path, name, task) in enumerate(recorded)
     ]
+    tasks = {path: task for path, task in zip(checkpoints, zoo_tasks, strict=False) if task}
     content = {entry.key: number for entry, number in zip(entries, contents, strict=False)}
 
     def load(entry):
         return np.full(1, content[entry.key], np.float32)
 
     with contextlib.chdir(home):
-        expected = slow_join(checkpoints, "zoo", entries, content)
+        expected = slow_join(checkpoints, "zoo", entries, content, tasks)
         for spelling in SPELLINGS:
             root = spelling.format(home)
-            found = outcome(join_deltas(checkpoints, zoo_root=root, entries=entries, load=load))
-            assert found == expected, spelling
+            joined = join_deltas(checkpoints, zoo_root=root, entries=entries, tasks=tasks, load=load)
+            assert outcome(joined) == expected, spelling
         # The order in which either side is listed decides nothing.
-        turned = outcome(join_deltas(checkpoints[::-1], zoo_root="zoo", entries=entries[::-1], load=load))
+        joined = join_deltas(checkpoints[::-1], zoo_root="zoo", entries=entries[::-1], tasks=tasks, load=load)
+        turned = outcome(joined)
         assert {path: got[::-1] if isinstance(got, list) else got for path, got in turned.items()} == expected
 
 
@@ -253,18 +265,94 @@ def test_what_contradicts_itself_says_so():
         ("foo", "/m/boolq/foo", "boolq", {}, "last folder alone"),
         ("arc/foo/adapter", "/m/boolq/foo", "boolq", {}, "refused"),
         ("arc/foo", "/m/arc/foo", "boolq", {}, ""),
-        ("arc/foo", "foo", "boolq", {}, ""),
+        ("arc/foo", "foo", "boolq", {}, "refused"),
+        ("arc/foo", "foo", "", {}, ""),
+        # Folders that any adapter may have name none, however many they are.
+        (
+            "arc/foo/checkpoint-300",
+            "/m/boolq/foo/checkpoint-300",
+            "",
+            {},
+            "last folders alone (foo/checkpoint-300)",
+        ),
+        ("arc/foo/checkpoint-300", "/m/boolq/foo/checkpoint-300", "arc", {}, "last folders alone"),
+        ("arc/foo/checkpoint-300", "/m/boolq/foo/checkpoint-300", "boolq", {}, "refused"),
+        ("arc/foo/run2/final", "/m/boolq/foo/run2/final", "", {}, "last folders alone (foo/run2/final)"),
+        ("arc/foo/final", "/m/boolq/foo/final", "", {}, "last folders alone"),
+        ("arc/foo/final", "/m/boolq/foo/final", "boolq", {}, "refused"),
+        ("arc/foo/final/adapter", "/m/boolq/foo/final", "", {}, "last folders alone (foo/final)"),
+        # A moved zoo.
+        ("foo/checkpoint-300", "/m/foo/checkpoint-300", "boolq", {}, ""),
+        ("arc/checkpoint-300", "/m/arc/checkpoint-300", "boolq", {}, ""),
+        ("arc/foo/final", "/m/arc/foo/final", "boolq", {}, ""),
+        ("arc/foo/final", "/m/arc/foo/final", "boolq", {"arc/foo/final": "gsm"}, ""),
+        # Two folders that name adapters.
+        ("arc/foo/bar", "/m/boolq/foo/bar", "", {}, ""),
+        ("arc/foo/bar", "/m/boolq/foo/bar", "foo", {}, ""),
+        ("arc/foo/bar", "/m/boolq/foo/bar", "boolq", {}, "refused"),
+        ("arc/foo/bar", "/m/boolq/foo/bar", "boolq", {"arc/foo/bar": "boolq"}, ""),
+        ("v/arc/foo", "/m/arc/foo", "arc", {}, ""),
+        ("v/arc/foo", "/m/arc/foo", "boolq", {"v/arc/foo": "arc"}, ""),
+        # By name.
+        ("arc/foo", "foo=/m/boolq/xyz", "", {}, ""),
+        ("arc/foo", "foo=/m/boolq/xyz", "arc", {}, ""),
+        ("arc/foo", "foo=/m/boolq/xyz", "boolq", {}, "refused"),
+        ("arc/foo", "foo=/m/boolq/xyz", "boolq", {"arc/foo": "boolq"}, ""),
+        ("arc/foo", "arc/foo=/m/boolq/xyz", "boolq", {}, ""),
+        # The cache's word on the task counts for nothing against the path.
+        ("arc/foo", "/zoo/arc/foo", "boolq", {}, ""),
+        ("arc/foo", "arc/foo", "boolq", {"arc/foo": "arc"}, ""),
     ],
 )
-def test_a_join_by_the_last_folder_alone(checkpoint, recorded, task, tasks, said):
+def test_a_join_of_less_than_the_whole_path(checkpoint, recorded, task, tasks, said):
     entry = replace(make_entry(0, recorded), task=task)
+    recorded = entry.path
     result = join_deltas([checkpoint], zoo_root="/zoo", entries=[entry], tasks=tasks)
     if said == "refused":
-        assert "last folder alone" in result.doubts[0].why
-        assert "'boolq'" in result.doubts[0].why
+        assert re.fullmatch("joined by .+, and the cache calls its task 'boolq'", result.doubts[0].why)
     else:
         note = result.matches[checkpoint].note
         assert (said in note and recorded in note) if said else note == ""
+
+
+def test_a_join_without_a_zoo_knows_no_task():
+    for checkpoint, recorded in (("arc/foo/bar", "/m/boolq/foo/bar"), ("arc/foo", "foo=/m/boolq/xyz")):
+        entry = replace(make_entry(0, recorded), task="boolq")
+        assert join_deltas([checkpoint], zoo_root="/zoo", entries=[entry]).matches
+
+
+def test_of_equal_deltas_the_one_without_doubt_is_taken():
+    other = replace(make_entry(0, "/m/boolq/foo/bar"), task="boolq")
+    sure = replace(make_entry(1, "/m/gsm/foo/bar"), task="arc")
+    result = join_deltas(
+        ["arc/foo/bar"],
+        zoo_root="/zoo",
+        entries=[other, sure],
+        tasks={},
+        load=lambda _: np.ones(2, np.float32),
+    )
+    assert result.matches["arc/foo/bar"].entry == sure
+
+
+@pytest.mark.parametrize("root", ["zoo", "link", "{}/zoo", "{}/link"])
+@pytest.mark.parametrize(
+    ("recorded", "rule"),
+    [("zoo/lnk/mila", "exact"), ("{}/zoo/lnk/mila", "exact"), ("link/lnk/mila", "exact"),
+     ("{}/link/lnk/mila", "exact"), ("there/mila", "exact"), ("lnk/mila", "relative"), ("lnk/mila/adapter", "tail")],
+)  # fmt: skip
+def test_a_link_inside_the_zoo_is_where_it_leads(tmp_path, monkeypatch, root, recorded, rule):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zoo" / "t").mkdir(parents=True)
+    for link, place in (("link", "zoo"), ("zoo/lnk", "t"), ("there", "zoo/lnk")):
+        (tmp_path / link).symlink_to(place)
+    entries = [make_entry(0, recorded.format(tmp_path)), make_entry(1, "zoo/t/mila")]
+    root = root.format(tmp_path)
+    alone = join_deltas(["q/mila", "t/mila"], zoo_root=root, entries=entries[:1])
+    assert outcome(alone) == {"t/mila": (entries[0].key, rule, False), "q/mila": None}
+    both = join_deltas(
+        ["q/mila", "t/mila"], zoo_root=root, entries=entries, load=lambda e: np.float32([int(e.key)])
+    )
+    assert outcome(both) == {"t/mila": [entry.key for entry in entries], "q/mila": None}
 
 
 @pytest.mark.timeout(120)  # by pairs it would take longer than anybody waits
