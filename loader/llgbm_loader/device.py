@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,54 +20,8 @@ from llgbm_shards.errors import UsageError
 Tensors = dict[str, Tensor]
 
 
-class Event(Protocol):
-    """A mark on a stream."""
-
-    def query(self) -> bool:
-        """Whether all work before the mark is done."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait on the host until it is."""
-        ...
-
-
-class DeviceOps(Protocol):
-    """What moving batches takes of a device."""
-
-    pinned: bool
-
-    def side_stream(self) -> Any:
-        """A new stream."""
-        ...
-
-    def current_stream(self) -> Any:
-        """The calling thread's stream."""
-        ...
-
-    def on(self, stream: Any) -> AbstractContextManager[None]:
-        """Make a stream the calling thread's own for a while."""
-        ...
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """Copy a host tensor to the device, on the current stream, without waiting for it."""
-        ...
-
-    def record(self, stream: Any) -> Event:
-        """Mark a stream."""
-        ...
-
-    def wait(self, stream: Any, event: Event) -> None:
-        """Let a stream wait for an event; the host does not."""
-        ...
-
-    def keep(self, tensor: Tensor, stream: Any) -> None:
-        """Tell the device's allocator that another stream uses a tensor."""
-        ...
-
-
 class AcceleratorOps:
-    """:class:`DeviceOps` by torch.accelerator.
+    """What moving batches takes of a device, by torch.accelerator.
 
     Args:
         device: The device, with or without an index.
@@ -116,13 +69,13 @@ class AcceleratorOps:
         """Copy a host tensor to the device, on the current stream, without waiting for it."""
         return tensor.to(self.device, non_blocking=True)
 
-    def record(self, stream: torch.Stream) -> Event:
+    def record(self, stream: torch.Stream) -> torch.Event:
         """Mark a stream."""
         return stream.record_event()
 
-    def wait(self, stream: torch.Stream, event: Event) -> None:
+    def wait(self, stream: torch.Stream, event: torch.Event) -> None:
         """Let a stream wait for an event; the host does not."""
-        stream.wait_event(event)  # type: ignore[arg-type]  # an event that record() made
+        stream.wait_event(event)
 
     def keep(self, tensor: Tensor, stream: torch.Stream) -> None:
         """Tell the device's allocator that another stream uses a tensor."""
@@ -145,7 +98,7 @@ def parse_device(device: str | int | torch.device) -> torch.device:
         ) from error
 
 
-def device_ops(device: torch.device) -> DeviceOps | None:
+def device_ops(device: torch.device) -> AcceleratorOps | None:
     """How to move batches to a device; None for the CPU, where they already are.
 
     Raises:
@@ -157,14 +110,16 @@ def device_ops(device: torch.device) -> DeviceOps | None:
 class SideStream:
     """Sends batches to a device. Any thread may send; the consumer's thread receives."""
 
-    def __init__(self, ops: DeviceOps) -> None:
+    def __init__(self, ops: AcceleratorOps) -> None:
         self._ops = ops
         self._stream = ops.side_stream()
         self._lock = threading.Lock()
         #: Host tensors whose copy may still run, oldest first.
-        self._copying: deque[tuple[Event, Tensors]] = deque()
+        self._copying: deque[tuple[torch.Event, Tensors]] = deque()
 
-    def send(self, host: Tensors, finish: Callable[[Tensors], Tensors]) -> tuple[Tensors, Event]:
+    def send(
+        self, host: Tensors, finish: Callable[[Tensors], Tensors]
+    ) -> tuple[Tensors, torch.Event, torch.Event]:
         """Copy tensors and finish them, all on the side stream.
 
         Args:
@@ -172,27 +127,34 @@ class SideStream:
             finish: Makes the batch's tensors of the copies, on the device.
 
         Returns:
-            The tensors, and the event after which they are whole.
+            The tensors, the event after which they are whole, and the event of the copy.
         """
         with self._lock, self._ops.on(self._stream):
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
             copies = {name: self._ops.copy(tensor) for name, tensor in host.items()}
-            self._copying.append((self._ops.record(self._stream), host))
+            copied = self._ops.record(self._stream)
+            self._copying.append((copied, host))
             tensors = finish(copies)
-            return tensors, self._ops.record(self._stream)
+            return tensors, self._ops.record(self._stream), copied
 
-    def receive(self, tensors: Mapping[str, Tensor], event: Event) -> None:
+    def receive(self, tensors: Mapping[str, Tensor], event: torch.Event) -> None:
         """Make tensors fit to use on the calling thread's stream."""
         stream = self._ops.current_stream()
         self._ops.wait(stream, event)
         for tensor in tensors.values():
             self._ops.keep(tensor, stream)
 
-    def reclaim(self) -> bool:
-        """Let go of host tensors whose copy is over, after waiting for the oldest; says whether there were any."""
+    def reclaim(self, copied: torch.Event) -> None:
+        """Let go of the host tensors of a copy, and of those before it, after waiting for its end."""
+        copied.synchronize()
         with self._lock:
-            if not self._copying:
-                return False
-            self._copying[0][0].synchronize()
-            while self._copying and self._copying[0][0].query():
+            while any(event is copied for event, _ in self._copying):
                 self._copying.popleft()
-            return True
+
+    def close(self) -> None:
+        """Let go of all host tensors, after waiting for their copies."""
+        with self._lock:
+            while self._copying:
+                self._copying[0][0].synchronize()
+                self._copying.popleft()

@@ -25,8 +25,9 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 
-#: Fields a batch can be made of, and the member each needs; tokens need the scales too, see :func:`needed_members`.
+#: The member that each field of a batch needs; tokens need the scales too, see :func:`needed_members`.
 MEMBER: Final = {"tokens": "body", "scales": "scales", "condition": "texts", "delta": "delta"}
+#: Fields a batch can be made of.
 FIELDS: Final = tuple(MEMBER)
 PADDINGS: Final = ("max_length", "longest")
 FORMS: Final = ("prompt", "answer", "prompt_answer", "mix")

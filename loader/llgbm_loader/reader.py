@@ -139,8 +139,9 @@ class SampleReader:
         for piece in pieces:
             self._check_head(number, key, piece.field, piece.head, piece.expected_head)
             if verify:
-                prefix = piece.head[ustar.BLOCK :]
-                self._check_hash(number, key, piece.field, xxhash.xxh3_64(prefix), piece.data)
+                digest = xxhash.xxh3_64(piece.head[ustar.BLOCK :])
+                digest.update(piece.data)
+                self._compare_hash(number, key, piece.field, digest.intdigest())
             if piece.field == "texts":
                 self._write_condition(number, key, piece.data, epoch, row)
         return sum(len(part) for _, part in targets)
@@ -233,12 +234,6 @@ class SampleReader:
         """The tar header and the array header are functions of the index row: so a foreign shard shows."""
         if head != expected:
             raise self._damage(number, key, field, "not the member that the index names")
-
-    def _check_hash(
-        self, number: int, key: str, field: str, digest: xxhash.xxh3_64, data: memoryview
-    ) -> None:
-        digest.update(data)
-        self._compare_hash(number, key, field, digest.intdigest())
 
     def _compare_hash(self, number: int, key: str, field: str, got: int) -> None:
         want = int(self._selection.hashes[field][number])

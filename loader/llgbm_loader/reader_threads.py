@@ -5,6 +5,7 @@ They know the work, never the feed: so a dropped iterator takes the feed with it
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_loader.batch import BatchPlan, HostBatch, invalid_rows
-from llgbm_loader.device import Event, SideStream
+from llgbm_loader.device import SideStream
 from llgbm_loader.order import PADDING_ROW
 from llgbm_loader.reader import SampleReader
 from llgbm_loader.ring import BufferPool, Ring, Stopped
@@ -55,7 +57,7 @@ class Assembly:
     nbytes: int = 0
     batch: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, list[str]] = field(default_factory=dict)
-    event: Event | None = None
+    event: torch.Event | None = None
     done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
 
@@ -100,20 +102,24 @@ class Work:
 
     def run(self) -> None:
         """A reader thread's life."""
-        reader = SampleReader(self.plan.selection, self.plan.tokens, self.plan.conditions)
+        reader: SampleReader | None = None
         try:
             while not self.stopped and (task := self.tasks.get()) is not None and not self.stopped:
-                self._do(*task, reader)
+                reader = self._do(*task, reader)
                 del task  # or an idle reader would hold the batch's buffer
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
 
-    def _do(self, assembly: Assembly, index: int, reader: SampleReader) -> None:
+    def _do(self, assembly: Assembly, index: int, reader: SampleReader | None) -> SampleReader | None:
+        """Read one row; returns the reader, which is made here, where the consumer is told if that fails."""
         try:
             self._prepare(assembly)
+            if reader is None:
+                reader = SampleReader(self.plan.selection, self.plan.tokens, self.plan.conditions)
             self._read_row(assembly, index, reader)
         except Stopped:
-            return
+            return reader
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer is told and raises it
             assembly.error = error
         with assembly.lock:
@@ -121,6 +127,7 @@ class Work:
             last = assembly.left == 0
         if last:
             self._complete(assembly)
+        return reader
 
     def _prepare(self, assembly: Assembly) -> None:
         with assembly.lock:
@@ -155,23 +162,26 @@ class Work:
             assembly.nbytes += nbytes
 
     def _complete(self, assembly: Assembly) -> None:
-        host, assembly.host = assembly.host, None
         try:
-            if host is not None and assembly.error is None:
-                self._hand_over(assembly, host)
+            self._hand_over(assembly)
         except BaseException as error:  # noqa: BLE001 - as above
             assembly.error = error
         assembly.done.put(None)
 
-    def _hand_over(self, assembly: Assembly, host: HostBatch) -> None:
+    def _hand_over(self, assembly: Assembly) -> None:
+        host, assembly.host = assembly.host, None
+        if host is None or assembly.error is not None:
+            return
         assembly.lists = host.lists
         if self.side is None:
             assembly.batch = host.finish()
             return
         invalid = list(invalid_rows(host.tensors["valid"]))
-        assembly.batch, assembly.event = self.side.send(
+        assembly.batch, assembly.event, copied = self.side.send(
             host.tensors, lambda copies: host.finish_on_device(copies, invalid)
         )
+        if self.ring:
+            self.ring.sent(copied)
 
     def stop(self, threads: list[ReaderThread]) -> None:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""
@@ -190,7 +200,8 @@ class Work:
             self._forget()
 
     def _forget(self) -> None:
-        while not self.tasks.empty():
-            self.tasks.get_nowait()
+        with contextlib.suppress(queue.Empty):
+            while True:  # until it is empty: another thread may close too
+                self.tasks.get_nowait()
         if self.ring:
             self.ring.drain()

@@ -92,9 +92,10 @@ class Ring:
     2. ``allow`` leaves ``granted >= ahead + held``. The consumer waits for one of at most ``ahead`` batches in the
        making and holds ``held`` buffers, so there is a buffer or a permit for each batch in the making.
        A surplus is withdrawn only as permits that lie in the queue.
-    3. With a device, a buffer may be in a copy, and the copy's end makes no permit by itself: so a reader that finds no
-       permit reclaims what was sent, until nothing is being copied. What is sent after that are batches of which the
-       reader's own is none: by 2 there are permits, or buffers about to become permits, enough without them.
+    3. With a device, a buffer may be in a copy, and the copy's end makes no permit by itself. So whoever sends a buffer
+       adds an item for it too: the event of its copy. Who gets that item waits for the copy and lets go of the buffer,
+       which then dies into a permit. A buffer in a copy thus has an item in the queue, or a reader at work on it; and a
+       reader that waits while the queue is empty waits for buffers that others are about to let go of without waiting.
     4. The garbage collector's callbacks are ``SimpleQueue.put`` itself, which takes no lock of ours and may come amid
        any line: the worst it does is to add a permit that the line has not seen yet, and the next ``get`` sees it.
     5. ``close`` marks the ring and adds an item. From then on whoever gets an item puts it back, so one is enough to
@@ -103,16 +104,17 @@ class Ring:
     Args:
         pool: Where memory comes from and goes to.
         ahead: Buffers the iteration needs besides those its consumer holds.
-        reclaim: Lets go of buffers whose copy to a device has passed, waiting for one when there is none; says
-            whether it let go of any.
+        reclaim: Waits for the event of a copy to a device, and lets go of the buffer; None for the CPU.
     """
 
-    def __init__(self, pool: BufferPool, ahead: int, reclaim: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, pool: BufferPool, ahead: int, reclaim: Callable[[torch.Event], None] | None = None
+    ) -> None:
         self._pool = pool
         self._ahead = ahead
         self._reclaim = reclaim
         self._closed = False
-        self._permits: queue.SimpleQueue[Use | None] = queue.SimpleQueue()
+        self._permits: queue.SimpleQueue[Use | torch.Event | None] = queue.SimpleQueue()
         # All buffers of the iteration, used or free. By id: the hash of a reference is that of what it refers to.
         self._uses: dict[int, Use] = {}
         self._granted = 0
@@ -124,14 +126,22 @@ class Ring:
         Raises:
             Stopped: The ring was closed.
         """
-        permit = self._permit()
-        if self._closed:
-            self._permits.put(permit)
-            raise Stopped
-        if permit is None:
-            return self._use(self._pool.get())
-        del self._uses[id(permit)]
-        return self._use(permit.buffer)
+        while True:
+            permit = self._permits.get()
+            if self._closed:
+                self._permits.put(permit)
+                raise Stopped
+            if permit is None:
+                return self._use(self._pool.get())
+            if isinstance(permit, Use):
+                del self._uses[id(permit)]
+                return self._use(permit.buffer)
+            if self._reclaim is not None:
+                self._reclaim(permit)
+
+    def sent(self, copied: torch.Event) -> None:
+        """Tell that a buffer is being copied to a device, until an event; any thread may."""
+        self._permits.put(copied)
 
     def allow(self, held: int) -> None:
         """Set how many buffers the consumer holds, in its own thread; it may keep many, and is given fresh memory."""
@@ -157,21 +167,13 @@ class Ring:
             view = use()
             self._pool.put(use if view is None else _watch(view, use.buffer))
 
-    def _permit(self) -> Use | None:
-        while self._reclaim is not None:
-            with contextlib.suppress(queue.Empty):
-                return self._permits.get_nowait()
-            if not self._reclaim():
-                break
-        return self._permits.get()
-
     def _withdraw(self) -> bool:
         """Take a permit away for good, with its memory; says whether there was one to take."""
         try:
             permit = self._permits.get_nowait()
         except queue.Empty:
             return False
-        if self._closed:
+        if self._closed or not (permit is None or isinstance(permit, Use)):
             self._permits.put(permit)
             return False
         if permit is not None:

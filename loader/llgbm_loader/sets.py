@@ -105,7 +105,7 @@ def _common_spec(sets: Sequence[ShardSet]) -> ConditionSpec:
     try:
         return ConditionSpec.from_json({**texts[0], "forms": forms})
     except HeaderError as error:
-        raise DamageError(error.what, shard=str(sets[0].path), got=error.got) from error
+        raise error.as_(DamageError, shard=str(sets[0].path), expected="") from error
 
 
 def _equal(sets: Sequence[ShardSet], values: Sequence[Any], what: str) -> None:

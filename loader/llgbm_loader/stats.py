@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from llgbm_shards.errors import DamageError
 
@@ -83,17 +83,7 @@ class Counter:
 
     def snapshot(self) -> LoaderStats:
         """The figures by now."""
-        return LoaderStats(
-            epochs=self.epochs,
-            batches=self.batches,
-            samples=self.samples,
-            padding_rows=self.padding_rows,
-            invalid_rows=self.invalid_rows,
-            damage=tuple(self.damage.values()),
-            bytes_read=self.bytes_read,
-            seconds=self.seconds,
-            waited_s=self.waited_s,
-        )
+        return LoaderStats(**{**asdict(self), "damage": tuple(self.damage.values())})
 
 
 def log_epoch(epoch: int, before: LoaderStats, after: LoaderStats) -> None:

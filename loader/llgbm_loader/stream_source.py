@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.device import DeviceOps, SideStream
+from llgbm_loader.device import AcceleratorOps, SideStream
 from llgbm_loader.feed import Feed
 from llgbm_loader.memory import refuse_too_large
 from llgbm_loader.options import ReadOptions, StreamOptions
@@ -40,7 +40,7 @@ class StreamSource:
     """
 
     def __init__(
-        self, selection: Selection, read: ReadOptions, stream: StreamOptions, ops: DeviceOps | None
+        self, selection: Selection, read: ReadOptions, stream: StreamOptions, ops: AcceleratorOps | None
     ) -> None:
         rank, world_size = resolve_ranks(stream.rank, stream.world_size)
         self.selection, self._read, self._stream = selection, read, stream
@@ -175,8 +175,8 @@ class StreamSource:
             feed.close()
         if self._pool is not None:
             self._pool.close()
-        while self._side is not None and self._side.reclaim():
-            pass
+        if self._side is not None:
+            self._side.close()
 
 
 def _refuse_no_batch(slices: Slices) -> None:

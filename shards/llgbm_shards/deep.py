@@ -6,7 +6,6 @@ Right bytes prove that nothing changed since packing; this proves that what was 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from llgbm_shards.errors import HeaderError
 from llgbm_shards.findings import Finding
 from llgbm_shards.layout import PADDING_BITS, Layout
 from llgbm_shards.members import SUFFIX, sample_key
+from llgbm_shards.npy import vector_norm
 from llgbm_shards.schema import SAMPLE, faults
 from llgbm_shards.shardset import MemberExtent, Sample, ShardSet, decode_sample
 from llgbm_shards.texts import check_vocabulary
@@ -188,7 +188,6 @@ def _delta(sample: Sample) -> Iterator[Fault]:
     if not np.isfinite(sample.delta).all():
         yield from _count("delta", "not finite", ~np.isfinite(sample.delta))
         return
-    # As when it was packed: squares of float32 are exact in float64, and fsum rounds once.
-    norm = math.sqrt(math.fsum(np.square(sample.delta.astype(np.float64)).tolist()))
+    norm = vector_norm(sample.delta)
     if norm != stated:
         yield "delta", f"its norm is not the json's: expected {stated!r}, got {norm!r}"

@@ -16,7 +16,11 @@ A message says what is wrong, where, what was expected, what was found, and what
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from llgbm_shards.public import without_credentials
+
+T = TypeVar("T", bound="LlgbmError")
 
 
 class LlgbmError(Exception):
@@ -41,6 +45,13 @@ class LlgbmError(Exception):
         self.expected = expected
         self.got = got
         self.do = do
+
+    def as_(self, kind: type[T], what: str = "", **facts: str) -> T:
+        """The same facts as an error of another class; what is given here stands in place of its own."""
+        own = {"expected": self.expected, "got": self.got, "do": self.do}
+        if not issubclass(kind, DamageError):  # it makes its place of a shard, a key and a member
+            own["where"] = self.where
+        return kind(what or self.what, **{**own, **facts})
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
@@ -110,8 +121,7 @@ class DamageError(LlgbmError):
 
     def at(self, key: str, member: str) -> DamageError:
         """The same damage, met on reading this member of this sample."""
-        facts = {"expected": self.expected, "got": self.got, "do": self.do}
-        return DamageError(self.what, shard=self.shard, key=key, member=member, **facts)
+        return self.as_(DamageError, shard=self.shard, key=key, member=member)
 
 
 class StorageError(LlgbmError):

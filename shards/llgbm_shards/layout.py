@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from llgbm_shards.arguments import is_one_of, shown
@@ -42,28 +42,12 @@ class Module:
 
     def to_json(self) -> dict[str, Any]:
         """The module's row in ``shardset.json``."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "in": self.in_features,
-            "out": self.out_features,
-            "first_token": self.first_token,
-            "tokens_a": self.tokens_a,
-            "tokens_b": self.tokens_b,
-        }
+        return {name.removesuffix("_features"): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Module:
         """Inverse of :meth:`to_json`."""
-        return cls(
-            name=row["name"],
-            layer=row["layer"],
-            in_features=row["in"],
-            out_features=row["out"],
-            first_token=row["first_token"],
-            tokens_a=row["tokens_a"],
-            tokens_b=row["tokens_b"],
-        )
+        return cls(**{one.name: row[one.name.removesuffix("_features")] for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

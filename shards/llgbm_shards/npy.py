@@ -6,6 +6,7 @@ that dict in one form only, so it is matched as that form and never evaluated. P
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Any, Final
@@ -23,6 +24,7 @@ _ALIGNMENT: Final = 64
 #: Version -> bytes of its header length. Version 3 only lets names of fields be UTF-8, and here are no fields.
 _LENGTH_BYTES: Final = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
 _MAX_HEADER_BYTES: Final = 4096
+_BLOCK: Final = 1 << 16
 _HEADER: Final = re.compile(
     rb"\{'descr': '([^'\\]{1,16})', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n"
 )
@@ -45,6 +47,13 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 def encode_npy(array: NDArray[np.float32]) -> bytes:
     """Encode a float32 array as npy bytes."""
     return npy_header(array.shape) + np.ascontiguousarray(array, "<f4").tobytes()
+
+
+def vector_norm(vector: NDArray[np.float32]) -> float:
+    """The 2-norm, the same on every machine: squares of float32 are exact in float64, and fsum rounds once."""
+    starts = range(0, len(vector), _BLOCK)
+    blocks = (np.square(vector[start : start + _BLOCK].astype(np.float64)).tolist() for start in starts)
+    return math.sqrt(math.fsum(itertools.chain.from_iterable(blocks)))
 
 
 def decode_npy(data: bytes | memoryview, shape: tuple[int, ...], *, where: str) -> NDArray[np.float32]:

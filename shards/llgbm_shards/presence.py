@@ -16,7 +16,7 @@ from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import member_lines
 from llgbm_shards.names import TEMPORARY, TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, ShardEntry, read_listed, shard_digest
-from llgbm_shards.storage import open_regular, storage_errors
+from llgbm_shards.storage import opened_file, storage_errors
 
 T = TypeVar("T")
 _RETRY_S: Final = 0.05
@@ -128,7 +128,7 @@ def identify(directory: Directory, name: str, record: CommitRecord) -> str:
     """Say whose bytes a tar holds: another shard of the set, or a shard of another set; "" when it is neither."""
     lines: list[tuple[str, int, str]] = []
     try:
-        with open_regular(Path(name), dir_fd=directory.fd) as fd:
+        with storage_errors(Path(name)), opened_file(name, dir_fd=directory.fd) as fd:
             lines += member_lines(fd, name)
     except (DamageError, StorageError):
         return ""

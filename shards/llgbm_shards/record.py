@@ -18,7 +18,7 @@ from llgbm_shards.layout import Layout, Module
 from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import DIGEST, RECORD_NAME
 from llgbm_shards.schema import check_record
-from llgbm_shards.storage import open_regular, read_range, storage_errors
+from llgbm_shards.storage import opened_file, read_range, storage_errors
 from llgbm_shards.texts import ConditionSpec
 
 FORMAT: Final = "llgbm-shards/1"
@@ -134,9 +134,7 @@ def parse_record(data: bytes) -> CommitRecord:
         return _from_json(fields, actual)
     except HeaderError as error:
         place = "" if error.where in ("", RECORD_NAME) else f"{error.where}: "
-        raise DamageError(
-            f"{place}{error.what}", shard=RECORD_NAME, expected=error.expected, got=error.got
-        ) from error
+        raise error.as_(DamageError, f"{place}{error.what}", shard=RECORD_NAME) from error
 
 
 def _check_members(fields: dict[str, Any]) -> None:
@@ -227,7 +225,7 @@ def read_listed(directory: Directory, entry: FileEntry) -> bytes:
             os.lstat(path, dir_fd=directory.fd)
         except (FileNotFoundError, NotADirectoryError):
             raise directory.missing(entry.name) from None
-    with open_regular(path, dir_fd=directory.fd) as fd:
+    with storage_errors(path), opened_file(path, dir_fd=directory.fd) as fd:
         size = os.fstat(fd).st_size
         # Not read before its size is right: what stands there may be a hole of terabytes.
         data = read_range(fd, 0, size) if size == entry.size else b""

@@ -38,6 +38,8 @@ from llgbm_shards.storage import read_file, read_range, require_set_directory, s
 
 #: Longest json member accepted.
 MAX_JSON_BYTES: Final = 96 << 20
+#: What the index tells of each member.
+_PARTS: Final = ("size", "blake3", "xxh3_64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +121,9 @@ class ShardSet:
         try:
             data = read_listed(self.directory, self.record.file(INDEX_NAME))
         except DamageError as error:
-            raise DamageError(
-                f"not the index that was committed: {error.what}",
-                shard=INDEX_NAME,
-                expected=error.expected,
-                got=error.got,
-                do="Run `llgbm-pack repair`, or copy the set again.",
-            ) from error
+            what = f"not the index that was committed: {error.what}"
+            do = "Run `llgbm-pack repair`, or copy the set again."
+            raise error.as_(DamageError, what, shard=INDEX_NAME, do=do) from error
         refuse_many_rows(data, len(self))
         return data
 
@@ -221,8 +219,7 @@ class ShardSet:
     @functools.cached_property
     def places(self) -> pa.Table:
         """Where every member stands (key, shard, offset, sizes, digests); parsed once."""
-        parts = ("size", "blake3", "xxh3_64")
-        columns = [f"{field}.{part}" for field in self.record.members for part in parts]
+        columns = [f"{field}.{part}" for field in self.record.members for part in _PARTS]
         table = self.index(["key", "shard", "offset", *columns])
         if len(table) != len(self):
             raise DamageError(
@@ -368,19 +365,9 @@ def _unfit(row: dict[str, Any]) -> DamageError:
 def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:
     """Extents of the members of one index row."""
     extents = []
-    offset = row["offset"]
+    offset = row["offset"] + ustar.BLOCK
     for field in fields:
-        size = row[f"{field}.size"]
-        extents.append(
-            MemberExtent(
-                row["shard"],
-                row["key"],
-                field,
-                offset + ustar.BLOCK,
-                size,
-                row[f"{field}.blake3"].hex(),
-                row[f"{field}.xxh3_64"],
-            )
-        )
-        offset += ustar.BLOCK + ustar.padded(size)
+        size, digest, xxh3 = (row[f"{field}.{part}"] for part in _PARTS)
+        extents.append(MemberExtent(row["shard"], row["key"], field, offset, size, digest.hex(), xxh3))
+        offset += ustar.padded(size) + ustar.BLOCK
     return extents

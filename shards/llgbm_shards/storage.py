@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llgbm_shards.errors import DiskFullError, StorageError
+from llgbm_shards.errors import DiskFullError, LlgbmError, StorageError
 from llgbm_shards.names import TEMPORARY
 
 _MAX_PARTS: Final = 512  # under IOV_MAX
@@ -55,6 +55,19 @@ def storage_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
         raise StorageError(
             error.strerror or str(error), where=path.name, do="Check the path, its permissions and the disk."
         ) from error
+
+
+@contextlib.contextmanager
+def read_errors(kind: type[LlgbmError], where: str, what: str = "cannot be read") -> Iterator[None]:
+    """Turn an OSError on reading into an error of another class, where the work may go on without the file.
+
+    Raises:
+        LlgbmError: Of the class, for any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(what, where=where, got=error.strerror or str(error)) from error
 
 
 def write_all(fd: int, parts: Iterable[Buffer]) -> int:
@@ -186,17 +199,6 @@ def opened_file(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]
         os.close(fd)
 
 
-@contextlib.contextmanager
-def open_regular(path: Path, *, dir_fd: int | None = None) -> Iterator[int]:
-    """Open a regular file for reading; OSErrors of the block become the error tree's.
-
-    Raises:
-        StorageError: It cannot be opened or read, or is not a regular file.
-    """
-    with storage_errors(path), opened_file(path, dir_fd=dir_fd) as fd:
-        yield fd
-
-
 def read_range(fd: int, offset: int, size: int) -> bytes:
     """Bytes of an open file; fewer only when it ends before. One call of the system gives less than 2 GiB.
 
@@ -251,7 +253,7 @@ def read_file(path: Path, *, max_bytes: int | None = None, dir_fd: int | None = 
     Raises:
         StorageError: It cannot be read, is not a regular file, or is larger than ``max_bytes``.
     """
-    with open_regular(path, dir_fd=dir_fd) as fd:
+    with storage_errors(path), opened_file(path, dir_fd=dir_fd) as fd:
         size = os.fstat(fd).st_size
         if max_bytes is not None and size > max_bytes:
             got = f"{size} bytes"

@@ -7,6 +7,7 @@ falling item size then name, and a header padded with spaces so that the data se
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,9 +126,7 @@ def _spec(name: str, row: Any, where: str) -> TensorSpec:
         raise HeaderError("malformed shape", where=place, got=f"{shape!r:.80}")
     if not _sizes(extent) or len(extent) != 2:
         raise HeaderError("malformed data_offsets", where=place, got=f"{extent!r:.80}")
-    bits = DTYPE_BITS[dtype]
-    for dimension in shape:
-        bits *= dimension
+    bits = DTYPE_BITS[dtype] * math.prod(shape)
     if bits % 8 or extent[1] - extent[0] != bits // 8:
         raise HeaderError(
             "extent does not fit dtype and shape",
@@ -165,9 +164,7 @@ def header_bytes(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     position = 0
     for name in order:
         dtype, shape = specs[name]
-        size = DTYPE_BITS[dtype] // 8
-        for dimension in shape:
-            size *= dimension
+        size = DTYPE_BITS[dtype] // 8 * math.prod(shape)
         rows[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
         position += size
     text = dump_json(rows).rstrip(b"\n")

@@ -81,9 +81,8 @@ class ConditionSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The ``texts`` field of ``shardset.json``."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        fields = asdict(self).items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
 
     @classmethod
     def from_json(cls, value: Any, *, where: str = "texts") -> ConditionSpec:
@@ -99,7 +98,7 @@ class ConditionSpec:
         try:
             return cls(**fields)
         except UsageError as error:
-            raise HeaderError(error.what, where=where, expected=error.expected, got=error.got) from error
+            raise error.as_(HeaderError, where=where) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,28 +177,6 @@ def check_vocabulary(ids: NDArray[np.int32], *, where: str, vocab_size: int) -> 
         raise HeaderError(
             "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
         )
-
-
-def rebuild(
-    ids: NDArray[np.int32], spec: ConditionSpec, length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One padded condition, as the tokenizer itself would give it.
-
-    Args:
-        ids: (n,) the text's bare ids.
-        spec: What stands around them.
-        length: Length to pad and truncate to, in ids.
-
-    Returns:
-        ``input_ids`` and ``attention_mask``, each (length,) int64.
-
-    Raises:
-        UsageError: The length leaves no room beside the special ids.
-    """
-    check_length(length, spec)
-    input_ids, mask = np.empty((1, length), np.int64), np.empty((1, length), np.int64)
-    rebuild_into([ids], spec, input_ids, mask)
-    return input_ids[0], mask[0]
 
 
 def rebuild_into(

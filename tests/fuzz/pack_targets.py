@@ -65,8 +65,8 @@ def named_delta_manifest(data: bytes) -> None:
 
 
 def _entries(path: Path) -> None:
+    from llgbm_pack.deltas.agree import mixed_provenance
     from llgbm_pack.deltas.manifest import parse_entries, read_manifest
-    from llgbm_pack.deltas.provenance import mixed_provenance
 
     entries = parse_entries(read_manifest(path), path)
     mixed_provenance(entries)

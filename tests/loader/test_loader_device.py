@@ -50,10 +50,8 @@ def test_copy_event_finish_event_then_the_consumers_stream_waits(made, fake):
 
 
 def test_the_fake_device_notices_a_buffer_used_too_early(made, fake, monkeypatch):
-    def forget(self):
-        found = bool(self._copying)
+    def forget(self, copied):
         self._copying.clear()
-        return found
 
     loader = StreamingLoader(made.path, batch_size=2, prefetch_batches=1)
     events = []

@@ -11,7 +11,7 @@ from llgbm_loader import StreamingLoader, device, feed, reader_threads, ring
 from llgbm_loader.reader_threads import Assembly, ReaderThread
 from llgbm_loader.ring import BufferPool, Ring, Stopped
 from support.fake_device import FakeOps
-from support.stepped import SteppedLock, Stepper, by_priority, every_schedule
+from support.stepped import SteppedLock, SteppedQueue, Stepper, by_priority, every_schedule
 from support.synthetic import write_set
 
 pytestmark = pytest.mark.slow
@@ -20,12 +20,22 @@ pytestmark = pytest.mark.slow
 class Scene:
     """A ring, and threads that use it."""
 
-    def __init__(self, monkeypatch, choose, *, ahead, reclaim=None):
+    def __init__(self, monkeypatch, choose, *, ahead):
         self.stepper = Stepper(choose)
         monkeypatch.setattr(ring, "queue", self.stepper.queues)
-        self.ring = Ring(BufferPool(8, capacity=4, pinned=False), ahead, reclaim and (lambda: reclaim(self)))
-        self.taken, self.stopped, self.errors, self.copying = [], 0, [], []
+        self.ring = Ring(BufferPool(8, capacity=4, pinned=False), ahead, self._reclaim)
+        self.taken, self.stopped, self.errors, self.copying = [], 0, [], {}
         self._threads = []
+
+    def _reclaim(self, event):
+        self.copying.pop(event)
+
+    def send(self):
+        """Send the first buffer that was taken to a device: nobody else holds it then."""
+        event = object()
+        self.copying[event] = self.taken.pop(0)
+        self.ring.sent(event)
+        return event
 
     def thread(self, work):
         def run():
@@ -113,6 +123,29 @@ def test_close_ends_every_reader_that_waits_or_comes_later(monkeypatch, steps):
         assert scene.stopped > 0
 
 
+def test_a_reader_that_waits_is_told_of_copies_that_begin_later(monkeypatch):
+    """One buffer is about to be let go of, one is sent and its batch received, so that a second reader comes."""
+    for choose in every_schedule(3):
+        scene = Scene(monkeypatch, choose, ahead=2)
+        scene.taken = [scene.ring.take() for _ in range(3)]
+        received = []
+
+        def drop(scene):
+            scene.stepper.gate()
+            del scene.taken[-1:]
+
+        def send_and_come_back(scene, received=received):
+            scene.stepper.gate()
+            received.append(scene.send())
+            take(scene)
+
+        scene.thread(take)
+        scene.thread(drop)
+        scene.thread(send_and_come_back)
+        assert scene.stepper.run() == []
+        scene.end()
+
+
 def test_memory_goes_to_the_pool_once_however_many_threads_close(monkeypatch):
     for choose in every_schedule(2):
         scene = Scene(monkeypatch, choose, ahead=2)
@@ -153,6 +186,14 @@ def test_an_epoch_on_a_device_that_is_as_slow_as_can_be_ends_too(tmp_path, monke
         assert received == 10, seed
 
 
+class Lingering(SteppedQueue):
+    """A queue whose putter may linger in its frames, and with all that these hold, when others have the item."""
+
+    def put(self, item):
+        super().put(item)
+        self._stepper.gate()
+
+
 def _stepped_epoch(monkeypatch, made, keep, choose, readers, ahead):
     stepper = Stepper(choose)
     start, run = threading.Thread.start, reader_threads.Work.run
@@ -186,7 +227,7 @@ def _stepped_epoch(monkeypatch, made, keep, choose, readers, ahead):
             patch.setattr(module, "queue", stepper.queues)
         locks = SimpleNamespace(Lock=lambda: SteppedLock(stepper))
         patch.setattr(device, "threading", locks)
-        patch.setattr(feed, "Assembly", lambda *args: Assembly(*args, done=stepper.queues.SimpleQueue()))
+        patch.setattr(feed, "Assembly", lambda *args: Assembly(*args, done=Lingering(stepper)))
         patch.setattr(ReaderThread, "start", start_stepped)
         patch.setattr(reader_threads.Work, "run", run_stepped)
         loader = StreamingLoader(made.path, batch_size=1, readers=readers, prefetch_batches=ahead)

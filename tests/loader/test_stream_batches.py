@@ -13,7 +13,8 @@ from llgbm_loader import StreamingLoader, frame_tokens
 from llgbm_loader.conditions import draw_texts
 from llgbm_loader.order import epoch_order
 from llgbm_shards.errors import UsageError
-from llgbm_shards.texts import ConditionSpec, rebuild
+from llgbm_shards.texts import ConditionSpec
+from support.conditions import rebuild
 from support.synthetic import TEXTS_SPEC, small_layout, write_set
 
 _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

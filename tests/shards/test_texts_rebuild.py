@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llgbm_shards.errors import HeaderError, UsageError
-from llgbm_shards.texts import ConditionSpec, RaggedTexts, rebuild, rebuild_into
+from llgbm_shards.texts import ConditionSpec, RaggedTexts, check_length, rebuild_into
+from support.conditions import rebuild
 
 
 def make_spec(**changes):
@@ -73,7 +74,7 @@ def test_batch_equals_a_plain_model(texts, length, padding, truncation):
 @pytest.mark.parametrize("length", [0, 1, 3, -5])
 def test_no_room_for_text_is_refused(length):
     with pytest.raises(UsageError, match="3 special ids"):
-        rebuild(ids(7), make_spec(), length)
+        check_length(length, make_spec())
 
 
 def test_batch_of_another_shape_is_refused():

@@ -1,20 +1,30 @@
-"""What all deltas of one set must agree on: whose they are, what they were measured with, how wide they are."""
+"""What all deltas of one set must agree on: whose they are, what they were measured with, how wide they are.
+
+And the lint for deltas that were measured between neighbours instead of against the base model.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llgbm_pack.deltas.join import JoinResult, Match
 from llgbm_pack.deltas.manifest import DeltaEntry
-from llgbm_pack.deltas.provenance import mixed_provenance
 from llgbm_shards.errors import CheckpointError, PlanError, UsageError
+from llgbm_shards.npy import vector_norm
 
 Load = Callable[[DeltaEntry], NDArray[np.float32]]
+
+#: A mean correlation of consecutive deltas below this is the mark of the fault.
+LAG_FAULT_BELOW: Final = -0.35
+#: Pairs of deltas without which a mean correlation says nothing.
+LAG_MIN_PAIRS: Final = 8
+_WORDS: Final = {"base_model": "base model", "probes": "set of probes", "layer": "layer", "dtype": "dtype"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +105,23 @@ def refuse_mixed(matches: Mapping[str, Match], refuse: Refusal) -> None:
         )
 
 
+def mixed_provenance(entries: Iterable[DeltaEntry]) -> dict[str, str]:
+    """What deltas differ in, and how many were measured in each way: such deltas are not comparable.
+
+    Probes of an adapter's own, as the second form of cache may have them, are no difference.
+    """
+    joined = list(entries)
+    found = {}
+    for field, words in _WORDS.items():
+        own = field == "probes"
+        counts = Counter(getattr(entry, field) for entry in joined if not (own and entry.probes_file))
+        if len(counts) > 1:
+            found[words] = ", ".join(
+                f"{value or '(unknown)'}: {count}" for value, count in counts.most_common()
+            )
+    return found
+
+
 def verify(
     deltas: Iterable[tuple[str, DeltaEntry]], load: Load, refuse: Refusal
 ) -> tuple[int, dict[str, str]]:
@@ -134,3 +161,36 @@ def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
             "no width that most deltas share", where=refuse.where, expected="one width", got=got
         )
     return counts[0][0] if counts else 0
+
+
+class LagCorrelation:
+    """Mean correlation of consecutive deltas, taken as they come by.
+
+    Where adapters were injected into an already adapted base, delta i is ``activation[i] - activation[i-1]``, and
+    neighbours share one activation with opposite sign: their correlation is near -0.5 instead of near or above 0.
+    """
+
+    def __init__(self) -> None:
+        self._last: NDArray[np.float64] | None = None
+        self._sum = 0.0
+        self.pairs = 0
+
+    def add(self, delta: NDArray[np.float32]) -> None:
+        """Take the next delta in the manifest's order, (hidden,)."""
+        row = delta.astype(np.float64)
+        norm = vector_norm(delta)
+        unit = row / norm if norm else None
+        if unit is not None and self._last is not None and self._last.size == unit.size:
+            self._sum += float(self._last @ unit)
+            self.pairs += 1
+        self._last = unit
+
+    @property
+    def value(self) -> float | None:
+        """The mean, None with fewer than 8 pairs."""
+        return self._sum / self.pairs if self.pairs >= LAG_MIN_PAIRS else None
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the deltas look like differences of neighbours."""
+        return self.value is not None and self.value < LAG_FAULT_BELOW

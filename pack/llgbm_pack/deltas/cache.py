@@ -11,9 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.file import LoadedDelta, read_array
+from llgbm_pack.deltas.file import read_array
 from llgbm_pack.deltas.join import join_deltas
-from llgbm_pack.deltas.lag import LagCorrelation, delta_lag_correlation
 from llgbm_pack.deltas.manifest import (
     MANIFEST,
     NAMED_MANIFEST,
@@ -35,8 +34,6 @@ from llgbm_pack.deltas.write import (
 )
 from llgbm_shards.arguments import local_path
 from llgbm_shards.errors import CheckpointError, UsageError
-
-__all__ = ["DeltaCache", "DeltaEntry", "LagCorrelation", "LoadedDelta", "delta_lag_correlation"]
 
 _BASE_FILE: Final = "base_activation.npy"
 
@@ -137,7 +134,7 @@ class DeltaCache:
         """The base model's activation, (hidden,) or (probes, hidden) float32; None if none was saved."""
         self.entries()
         file = self._base_file()
-        return read_array(file, dimensions=2)[0] if file.exists() else None
+        return read_array(file, dimensions=2).array if file.exists() else None
 
     def save_delta(self, path: str | os.PathLike[str], delta: NDArray[Any], **fields: str) -> str:
         """Save a delta under a path string, in place of one saved before; whenever it is cut short, one of them is there.

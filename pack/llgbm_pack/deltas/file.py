@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.npy import parse_npy
-from llgbm_shards.storage import IrregularError, read_at_most
+from llgbm_shards.npy import parse_npy, vector_norm
+from llgbm_shards.storage import IrregularError, read_at_most, read_errors
 
 #: Largest file of one delta or base activation read, in bytes.
 MAX_DELTA_BYTES: Final = 64 << 20
@@ -25,15 +24,11 @@ class LoadedDelta:
     """One verified delta.
 
     Attributes:
-        array: (hidden,) float32.
-        norm: Its Euclidean norm.
-        file_digest: BLAKE3 of its file, 64 hex digits.
+        array: (hidden,) float32, C-ordered; (probes, hidden) too where a base activation was read.
         note: What was changed on the way in (a cast), or empty.
     """
 
     array: NDArray[np.float32]
-    norm: float
-    file_digest: str
     note: str
 
 
@@ -48,39 +43,34 @@ def load_delta(file: Path, *, width: int | None = None, norm: float | None = Non
     Raises:
         CheckpointError: The file is absent, not one vector of floats, not finite, or of another width or norm.
     """
-    array, digest, note = read_array(file, dimensions=1)
+    delta = read_array(file, dimensions=1)
     do = "Measure this delta again, or correct its manifest."
-    if width is not None and array.size != width:
-        got = f"{array.size}"
+    if width is not None and delta.array.size != width:
+        got = f"{delta.array.size}"
         raise CheckpointError("delta of another width", where=file.name, expected=f"{width}", got=got, do=do)
-    own = float(np.linalg.norm(array.astype(np.float64)))
+    own = vector_norm(delta.array)
     if norm is not None and not math.isclose(own, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
         wanted = f"{norm:.6g}"
         what = "delta of another norm than its manifest says"
         raise CheckpointError(what, where=file.name, expected=wanted, got=f"{own:.6g}", do=do)
-    return LoadedDelta(array=array, norm=own, file_digest=digest, note=note)
+    return delta
 
 
-def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str, str]:
+def read_array(file: Path, *, dimensions: int) -> LoadedDelta:
     """Read an npy file of floats strictly; pickles and object arrays have no way in.
 
     Args:
         file: The file.
         dimensions: Most dimensions allowed; at least one is wanted.
 
-    Returns:
-        The array as C-ordered float32, BLAKE3 of the file in hex, and a note when it was cast.
-
     Raises:
         CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.
     """
-    try:
-        data = read_at_most(file, MAX_DELTA_BYTES)
-    except IrregularError as error:
-        raise CheckpointError("the delta is not a regular file", where=file.name) from error
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise CheckpointError("the delta cannot be read", where=file.name, got=got) from error
+    with read_errors(CheckpointError, file.name, "the delta cannot be read"):
+        try:
+            data = read_at_most(file, MAX_DELTA_BYTES)
+        except IrregularError as error:
+            raise CheckpointError("the delta is not a regular file", where=file.name) from error
     if len(data) > MAX_DELTA_BYTES:
         raise CheckpointError(
             "too large for a delta", where=file.name, expected=f"at most {MAX_DELTA_BYTES} bytes"
@@ -88,9 +78,7 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
     try:
         stored = parse_npy(data, where=file.name)
     except HeaderError as error:
-        raise CheckpointError(
-            error.what, where=error.where, expected=error.expected, got=error.got
-        ) from error
+        raise error.as_(CheckpointError) from error
     if not 1 <= stored.ndim <= dimensions or stored.size == 0:
         got = f"shape {stored.shape}"
         raise CheckpointError("delta of another shape", where=file.name, expected="(hidden,)", got=got)
@@ -102,4 +90,4 @@ def read_array(file: Path, *, dimensions: int) -> tuple[NDArray[np.float32], str
             "delta not finite", where=file.name, expected="finite float32", got=f"{bad} other values"
         )
     note = "" if stored.dtype == np.dtype("<f4") else f"cast from {stored.dtype} to float32"
-    return array, blake3(data).hexdigest(), note
+    return LoadedDelta(array=array, note=note)

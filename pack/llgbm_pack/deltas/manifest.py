@@ -20,7 +20,7 @@ from llgbm_pack.deltas.file import LoadedDelta, load_delta
 from llgbm_pack.deltas.provenance import first_text, provenance
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import HeaderError, StorageError, UsageError
-from llgbm_shards.storage import read_at_most
+from llgbm_shards.storage import read_at_most, read_errors
 
 #: File names of the two forms.
 MANIFEST: Final = "manifest.json"
@@ -107,15 +107,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UsageError: Not strict JSON, or of another shape.
         StorageError: Unreadable.
     """
-    try:
+    with read_errors(StorageError, str(path), "the delta manifest cannot be read"):
         data = read_at_most(path, MAX_MANIFEST_BYTES)
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise StorageError("the delta manifest cannot be read", where=str(path), got=got) from error
     try:
         value = load_json(data, where=str(path), max_bytes=MAX_MANIFEST_BYTES)
     except HeaderError as error:
-        raise UsageError(error.what, where=str(path), expected=error.expected, got=error.got) from error
+        raise error.as_(UsageError) from error
     adapters = value.get("adapters") if isinstance(value, dict) else None
     if not isinstance(adapters, dict) or not all(isinstance(info, dict) for info in adapters.values()):
         raise UsageError("not a delta manifest", where=str(path), expected='{"adapters": {key: {...}}}')

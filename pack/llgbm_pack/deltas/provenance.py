@@ -1,18 +1,14 @@
-"""How deltas were measured, in words fit for a committed file; and that all of a set were measured alike."""
+"""How deltas were measured, in words fit for a committed file."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from blake3 import blake3
 
 from llgbm_shards.public import public_name
-
-if TYPE_CHECKING:
-    from llgbm_pack.deltas.manifest import DeltaEntry
 
 _NAMES: Final = {
     "base_model": ("base_model", "base_model_name", "base_model_name_or_path", "model_name", "model"),
@@ -20,7 +16,6 @@ _NAMES: Final = {
     "layer": ("layer", "layer_idx", "layer_index"),
     "dtype": ("dtype", "torch_dtype"),
 }
-_WORDS: Final = {"base_model": "base model", "probes": "set of probes", "layer": "layer", "dtype": "dtype"}
 
 
 def provenance(values: Mapping[str, Any]) -> dict[str, str]:
@@ -41,23 +36,6 @@ def first_text(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """The first of some fields that is there, as text without a path of the machine it comes from."""
     value = _public(_first(values, names))
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def mixed_provenance(entries: Iterable[DeltaEntry]) -> dict[str, str]:
-    """What deltas differ in, and how many were measured in each way: such deltas are not comparable.
-
-    Probes of an adapter's own, as the second form of cache may have them, are no difference.
-    """
-    joined = list(entries)
-    found = {}
-    for field, words in _WORDS.items():
-        own = field == "probes"
-        counts = Counter(getattr(entry, field) for entry in joined if not (own and entry.probes_file))
-        if len(counts) > 1:
-            found[words] = ", ".join(
-                f"{value or '(unknown)'}: {count}" for value, count in counts.most_common()
-            )
-    return found
 
 
 def _public(value: Any) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llgbm_pack.deltas.manifest import DIGEST_KEYS, parse_entries
 from llgbm_shards.errors import UsageError
-from llgbm_shards.npy import encode_npy
+from llgbm_shards.npy import encode_npy, vector_norm
 from llgbm_shards.storage import storage_errors, write_file
 
 _LOCK_FILE: Final = ".lock"
@@ -50,7 +50,7 @@ def entry_info(
 ) -> dict[str, Any]:
     """An entry less the name of its file: what the old one said, unless it was of the delta, and what is new."""
     kept = {name: value for name, value in old.items() if name not in ("file", "shape", *DIGEST_KEYS)}
-    norm = float(np.linalg.norm(array.astype(np.float64)))
+    norm = vector_norm(array)
     if named:
         return {"task": "", **kept, **fields, "adapter_path": path, "delta_norm": norm}
     return {**kept, **fields, "path": path, "norm": norm, "shape": [array.size]}

@@ -30,6 +30,7 @@ from llgbm_pack.demo.model import (
 )
 from llgbm_pack.demo.texts import PROBES, DemoTask, demo_tasks
 from llgbm_shards.errors import StorageError, UsageError
+from llgbm_shards.npy import vector_norm
 
 __all__ = ["DemoReport", "demo_base_model", "make_demo"]
 
@@ -174,8 +175,7 @@ def _write_deltas(
     for path, delta in deltas.items():
         name = hashlib.md5(path.encode(), usedforsecurity=False).hexdigest()[:12]
         np.save(directory / f"{name}.npy", delta)
-        norm = float(np.linalg.norm(delta.astype(np.float64)))
-        adapters[name] = {"path": path, "norm": norm, "shape": list(delta.shape)}
+        adapters[name] = {"path": path, "norm": vector_norm(delta), "shape": list(delta.shape)}
     config = {
         "base_model": BASE_MODEL_NAME,
         "num_probes": len(PROBES),

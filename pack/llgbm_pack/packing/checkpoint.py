@@ -30,7 +30,7 @@ from llgbm_shards.members import EncodedMember
 from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.shard_writer import PackedSample
 from llgbm_shards.shardset import MAX_JSON_BYTES
-from llgbm_shards.storage import opened_file, read_range
+from llgbm_shards.storage import opened_file, read_errors, read_range
 from llgbm_shards.tensors import TensorSpec
 
 #: A json of at most this many bytes is within every limit of the readers.
@@ -45,7 +45,6 @@ class Packed:
     sample: PackedSample
     inputs: list[InputFile]
     notes: list[Note] = field(default_factory=list)
-    text_source: str = ""
     fallbacks: int = 0
 
 
@@ -90,7 +89,6 @@ class Packer:
         self._encode_weights(adapter, source)
         texts = self._read_texts(planned)
         packed = Packed(PackedSample(planned.key, [], {}), self._inputs(planned, source, texts))
-        packed.text_source = texts.source
         if planned.delta and planned.delta.source_digest not in ("", source.digest):
             what = "stale delta: it was measured on other weights (its source_digest differs)"
             packed.notes.append(Note(checkpoint=planned.path, what=what))
@@ -187,12 +185,9 @@ class Packer:
 
 
 def _input(path: Path) -> InputFile:
-    try:
-        with opened_file(path) as fd:
-            status = os.fstat(fd)
-            data = read_range(fd, 0, status.st_size)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=path.name, got=error.strerror or str(error)) from error
+    with read_errors(CheckpointError, path.name), opened_file(path) as fd:
+        status = os.fstat(fd)
+        data = read_range(fd, 0, status.st_size)
     return InputFile(
         path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, digest=blake3(data).hexdigest()
     )
@@ -211,10 +206,6 @@ def _readable(member: EncodedMember) -> EncodedMember:
         try:
             load_json(bytes(member.parts[0]), where="json", max_bytes=MAX_JSON_BYTES)
         except HeaderError as error:
-            raise CheckpointError(
-                f"its json would be {error.what}",
-                expected=error.expected,
-                got=error.got,
-                do="Keep fewer texts of it, with --max-texts.",
-            ) from error
+            do = "Keep fewer texts of it, with --max-texts."
+            raise error.as_(CheckpointError, f"its json would be {error.what}", where="", do=do) from error
     return member

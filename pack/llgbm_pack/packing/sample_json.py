@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +13,7 @@ from llgbm_pack.sources.adapter import Adapter
 from llgbm_pack.sources.texts import Text
 from llgbm_pack.sources.weights_file import Source
 from llgbm_shards.layout import Layout
+from llgbm_shards.npy import vector_norm
 
 
 def describe(
@@ -35,7 +35,7 @@ def describe(
         "has_delta": joined is not None,
         "delta": {
             "file": joined.file.name if joined else "",
-            "norm": _norm(delta) if joined else 0.0,
+            "norm": vector_norm(delta) if joined else 0.0,
             "matched_by": _recorded_match(planned),
             "base_model": joined.base_model if joined else "",
             "probes": joined.probes if joined else "",
@@ -80,8 +80,3 @@ def columns(info: dict[str, Any]) -> dict[str, Any]:
     """The query columns of the index row."""
     names = ("checkpoint", "task", "base_model", "rank", "has_delta")
     return {**{name: info[name] for name in names}, "delta_norm": info["delta"]["norm"]}
-
-
-def _norm(delta: NDArray[np.float32]) -> float:
-    """The 2-norm, the same on every machine: squares of float32 are exact in float64, and fsum rounds once."""
-    return math.sqrt(math.fsum(np.square(delta.astype(np.float64)).tolist()))

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.agree import Refusal, refuse_mixed, settle, verify
+from llgbm_pack.deltas.agree import LagCorrelation, Refusal, refuse_mixed, settle, verify
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
-from llgbm_pack.deltas.lag import LagCorrelation
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.survey import Skip, Teacher

@@ -9,7 +9,6 @@ from typing import Final
 
 from llgbm_pack.sources.adapter_config import (
     AdapterConfig,
-    as_checkpoint_error,
     load_config,
     parse_config,
     read_config,
@@ -17,6 +16,7 @@ from llgbm_pack.sources.adapter_config import (
 from llgbm_pack.sources.peft_keys import PairKeys, pair_keys
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import SAFETENSORS_DTYPE
+from llgbm_shards.storage import read_errors
 from llgbm_shards.tensors import Header, TensorSpec, parse_header, read_head
 
 _DTYPE_NAME: Final = {short: name for name, short in SAFETENSORS_DTYPE.items()}
@@ -92,11 +92,10 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
             do="Save it again with safe_serialization=True.",
         )
     try:
-        head, size = read_head(weights)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=weights.name, got=str(error.strerror)) from error
+        with read_errors(CheckpointError, weights.name):
+            head, size = read_head(weights)
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     return parse_adapter(head, size, weights.name, config, alpha=alpha)
 
 
@@ -125,7 +124,7 @@ def _parse(
     try:
         header = parse_header(head, size, where=name)
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     keys = pair_keys(header.tensors, name)
     dtype = _dtype(header, name)
     # After the tensors: where both tell against an adapter, naming the tensor helps more.

@@ -18,7 +18,7 @@ from llgbm_pack.sources.patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.public import public_name
-from llgbm_shards.storage import read_at_most
+from llgbm_shards.storage import read_at_most, read_errors
 
 Number = TypeVar("Number", int, float)
 
@@ -88,10 +88,8 @@ def read_config(path: Path) -> bytes:
     Raises:
         CheckpointError: It cannot be read.
     """
-    try:
+    with read_errors(CheckpointError, path.name):
         return read_at_most(path, MAX_CONFIG_BYTES)
-    except OSError as error:
-        raise CheckpointError("cannot be read", where=path.name, got=str(error.strerror)) from error
 
 
 def load_config(data: bytes, where: str) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def load_config(data: bytes, where: str) -> dict[str, Any]:
     try:
         config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
     except HeaderError as error:
-        raise as_checkpoint_error(error) from error
+        raise error.as_(CheckpointError) from error
     if not isinstance(config, dict):
         raise CheckpointError("not an object", where=where, got=type(config).__name__)
     kind = config.get("peft_type")
@@ -237,8 +235,3 @@ def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
     raise CheckpointError(
         "not a flag", where=f"{where}: {key}", expected="true or false", got=f"{value!r:.40}"
     )
-
-
-def as_checkpoint_error(error: HeaderError) -> CheckpointError:
-    """The same message as a fault of one checkpoint."""
-    return CheckpointError(error.what, where=error.where, expected=error.expected, got=error.got, do=error.do)

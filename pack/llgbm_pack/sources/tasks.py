@@ -49,9 +49,7 @@ def zoo_tasks(zoo: Path, paths: Sequence[str]) -> dict[str, str]:
             max_bytes=_MAX_MANIFEST_BYTES,
         )
     except HeaderError as error:
-        raise PlanError(
-            error.what, where=error.where, expected=error.expected, got=error.got, do="Mend or remove it."
-        ) from error
+        raise error.as_(PlanError, do="Mend or remove it.") from error
     by_component = _unique_components(paths)
     known = set(paths)
     claims: dict[str, tuple[str, str]] = {}

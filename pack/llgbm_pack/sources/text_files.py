@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.storage import read_at_most
+from llgbm_shards.storage import read_at_most, read_errors
 
 #: Largest text file that is read, in bytes.
 MAX_TEXT_BYTES: Final = 64 << 20
@@ -60,16 +60,12 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     Raises:
         CheckpointError: Unreadable, not a regular file, too large, not strict JSON, or of no known shape.
     """
-    try:
+    with read_errors(CheckpointError, path.name, "texts cannot be read"):
         data = read_at_most(path, max_bytes)
-    except OSError as error:
-        raise CheckpointError(
-            "texts cannot be read", where=path.name, got=error.strerror or str(error)
-        ) from error
     try:
         value = load_json(data.removeprefix(codecs.BOM_UTF8), where=path.name, max_bytes=max_bytes)
     except HeaderError as error:
-        raise CheckpointError(error.what, where=path.name, expected=error.expected, got=error.got) from error
+        raise error.as_(CheckpointError) from error
     return parse_texts(value, where=path.name)
 
 

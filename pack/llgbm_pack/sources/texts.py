@@ -13,6 +13,7 @@ from blake3 import blake3
 from llgbm_pack.sources.directory import WEIGHTS, file_fault
 from llgbm_pack.sources.text_files import MAX_TEXT_BYTES, Text, TextFile, read_text_file
 from llgbm_shards.errors import CheckpointError, UsageError
+from llgbm_shards.storage import read_errors
 
 __all__ = ["DEFAULT_MAX_TEXTS", "CheckpointTexts", "Text", "choose_texts", "read_texts"]
 
@@ -160,11 +161,8 @@ def _dataset_file(texts_dir: Path | None, path: str, task: str) -> Path | None:
 
 def _read_shared(file: Path, max_bytes: int) -> TextFile:
     """Read a file that many checkpoints share; parsed again only when it changed."""
-    try:
+    with read_errors(CheckpointError, file.name, "texts cannot be read"):
         stat = file.stat()
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise CheckpointError("texts cannot be read", where=file.name, got=got) from error
     return _read_version(file, stat.st_size, stat.st_mtime_ns, max_bytes)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from blake3 import blake3
 
 from llgbm_shards.errors import CheckpointError
-from llgbm_shards.storage import opened_file, read_into, read_range
+from llgbm_shards.storage import opened_file, read_errors, read_into, read_range
 from llgbm_shards.tensors import MAX_HEADER_BYTES
 
 #: Few enough bytes to be still in a processor's second-level cache when they are digested.
@@ -50,12 +50,8 @@ class SourceReader:
             CheckpointError: It cannot be read, or changed while it was read, twice.
         """
         for _ in range(2):
-            try:
+            with read_errors(CheckpointError, path.name):
                 source = self._read_once(path)
-            except OSError as error:
-                raise CheckpointError(
-                    "cannot be read", where=path.name, got=error.strerror or str(error)
-                ) from error
             if source is not None:
                 return source
         raise CheckpointError(

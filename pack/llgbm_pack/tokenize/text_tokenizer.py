@@ -73,7 +73,7 @@ def _load(auto: Any, name: str) -> Any:
     except OSError:
         if Path(name).is_dir():
             raise
-    from huggingface_hub import HfApi  # noqa: PLC0415 - comes with transformers
+    from huggingface_hub import HfApi  # noqa: PLC0415
 
     # One question first: from_pretrained goes on asking for a minute, aloud, where nobody answers.
     HfApi().model_info(name, timeout=_HUB_S)

@@ -148,23 +148,18 @@ def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
     token = module.first_token
     for side, features in (("A", module.in_features), ("B", module.out_features)):
         whole, rest = divmod(features, chunk)
-        for first in range(0, whole, most):
-            count = min(most, whole - first)
+        runs = [(first, min(most, whole - first), chunk) for first in range(0, whole, most)]
+        for first, count, width in [*runs, *([(whole, 1, rest)] if rest else [])]:
             yield Cut(
                 module=module,
                 side=side,
                 token=token + first,
                 count=count,
                 start=first * chunk,
-                width=chunk,
+                width=width,
                 rank=rank,
             )
-        token += whole
-        if rest:
-            yield Cut(
-                module=module, side=side, token=token, count=1, start=whole * chunk, width=rest, rank=rank
-            )
-            token += 1
+        token += whole + bool(rest)
 
 
 def cut_batches(layout: Layout, ranks: Mapping[str, int]) -> list[list[Cut]]:

@@ -24,7 +24,7 @@ from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, Shard
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.shardset import row_extents
 from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
-from llgbm_shards.storage import open_regular, read_file, read_range, refuse_link, storage_errors, write_file
+from llgbm_shards.storage import opened_file, read_file, read_range, refuse_link, storage_errors, write_file
 
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
@@ -174,7 +174,7 @@ def restore_index(out: Path, record: CommitRecord) -> None:
 
 def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
     path = out / entry.name
-    with open_regular(path) as fd:
+    with storage_errors(path), opened_file(path) as fd:
         found = recover_samples(fd, entry.name, limit=entry.size)
         for extents, info in zip(found.samples, found.infos, strict=True):
             row = {
