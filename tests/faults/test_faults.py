@@ -9,6 +9,8 @@ from faults.crash import Harness, can_trace, serving, spread
 from faults.mutants import FAULTY
 from faults.verdict import caught_by
 
+pytestmark = pytest.mark.slow
+
 needs_strace = pytest.mark.skipif(not can_trace(), reason="faults: strace is missing or may not trace")
 
 

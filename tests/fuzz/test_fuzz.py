@@ -12,6 +12,8 @@ from fuzz.regressions import REGRESSIONS
 from fuzz.seeds import make_seeds
 from fuzz.targets import TARGETS, Target
 
+pytestmark = pytest.mark.slow
+
 _CHANGES = 50
 #: Seeds that show what is refused.
 _REFUSED = {"npy-objects", "npy-2", "npy-fortran", "plan", "lock"}

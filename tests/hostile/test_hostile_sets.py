@@ -18,6 +18,8 @@ from support.fork_server import MIB, fork_server
 from support.synthetic import write_set
 from support.traps import hole, npy, seen
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 1024 * MIB
 TIME_S = 60
 SHARD = "train-000000.tar"

@@ -13,6 +13,8 @@ from support.fork_server import MIB, fork_server
 from support.tiny_zoo import random_pairs, write_adapter, write_deltas, write_zoo
 from support.traps import hole, npy, seen
 
+pytestmark = pytest.mark.slow
+
 #: torch alone takes 800 MiB of address space, most of it never touched; what is left is for the work.
 MEMORY = 1536 * MIB
 TIME_S = 60

@@ -13,7 +13,7 @@ import pytest
 
 from support.synthetic import write_set
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 JOB = """
 import json, os, sys, time

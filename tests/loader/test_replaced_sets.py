@@ -15,6 +15,8 @@ from llgbm_shards.errors import DamageError
 from llgbm_shards.held import HeldShard
 from support.other_sets import WAYS, exchange, put_back, rename_over, two_sets
 
+pytestmark = pytest.mark.slow
+
 VERIFY = ["full", "first-epoch", "off"]
 
 

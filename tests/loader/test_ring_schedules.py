@@ -14,6 +14,8 @@ from support.fake_device import FakeOps
 from support.stepped import SteppedLock, SteppedQueue, Stepper, by_priority, every_schedule
 from support.synthetic import write_set
 
+pytestmark = pytest.mark.slow
+
 
 class Scene:
     """A ring, and threads that use it."""

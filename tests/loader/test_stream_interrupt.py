@@ -22,7 +22,7 @@ from llgbm_shards.errors import UsageError
 from support.commands import wait_until
 from support.leaks import child_env, readers
 
-pytestmark = pytest.mark.usefixtures("nothing_leaks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
 
 def test_an_interpreter_that_exits_amid_an_iteration_does_not_hang(made):

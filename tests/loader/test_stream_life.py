@@ -23,7 +23,7 @@ from llgbm_shards.shardset import ShardSet
 from support.leaks import child_env, descriptors, readers
 from support.synthetic import small_layout, write_set
 
-pytestmark = pytest.mark.usefixtures("nothing_leaks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
 
 def test_a_whole_epoch_ends_the_threads(made):

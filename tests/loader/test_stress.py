@@ -8,6 +8,8 @@ from stress.__main__ import busy, one
 from stress.consumer import KEEPING
 from support.synthetic import write_set
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("keep", KEEPING)
 def test_no_consumer_waits_for_ever_on_a_busy_machine(tmp_path, keep):

@@ -16,6 +16,8 @@ from llgbm_shards.errors import LockedError, UsageError
 from support.commands import here, run
 from support.tiny_zoo import tree, write_adapter, write_deltas, write_zoo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):

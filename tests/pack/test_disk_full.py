@@ -12,6 +12,8 @@ import pytest
 from support.commands import here
 from support.tiny_zoo import tree, write_zoo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_disk(tmp_path):

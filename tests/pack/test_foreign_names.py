@@ -13,6 +13,8 @@ from llgbm_shards import ShardSet, StorageError, UsageError
 from support.commands import here, run
 from support.tiny_zoo import write_adapter, write_deltas, write_zoo
 
+pytestmark = pytest.mark.slow
+
 #: Bytes of another encoding in a name, as Python gets them from the system.
 FOREIGN = os.fsdecode(b"b\xff\x9bd")
 FORMATS = pytest.mark.parametrize("form", ["text", "json"])

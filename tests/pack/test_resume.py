@@ -20,6 +20,8 @@ from support.commands import group_members, started, wait_until
 from support.tiny_zoo import tree
 from support.unfinished import COUNT, args, broken_off, leftovers, options, shards
 
+pytestmark = pytest.mark.slow
+
 
 def _build_with_workers(root, out):
     build(options(root, out, workers=2))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parents[2]
 PACKAGES = {"llgbm_shards": "shards", "llgbm_loader": "loader", "llgbm_pack": "pack"}
 

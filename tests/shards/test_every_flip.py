@@ -12,6 +12,8 @@ from llgbm_shards.members import SUFFIX
 from support.damage import cut, flipped, owners
 from support.synthetic import small_layout, write_set
 
+pytestmark = pytest.mark.slow
+
 SHARD = "train-000000.tar"
 
 

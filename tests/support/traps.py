@@ -13,7 +13,7 @@ def npy(text: bytes, data: bytes = b"", version: int = 1) -> bytes:
 
 def hole(path: Path, size: int = 1 << 40) -> None:
     """A file of a TiB that takes no room: reading it would end no test."""
-    with path.open("ab") as file:
+    with path.open("wb") as file:
         file.truncate(size)
 
 

@@ -34,8 +34,8 @@ def commands():
 
 
 def options(command: click.Command) -> set[str]:
-    params = command.get_params(click.Context(command, **command.context_settings))
-    return {name for parameter in params for name in parameter.opts if name.startswith("-")}
+    own = {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    return own | {"--help"}
 
 
 def test_commands_and_their_options():
@@ -44,7 +44,7 @@ def test_commands_and_their_options():
     assert {name for name, _ in named} == main.commands.keys()
     for name, given in named:
         assert given <= options(main.commands[name]), name
-    assert options(check_main) - {"-h"} == options(main.commands["check"]) - {"-h"}
+    assert options(check_main) == options(main.commands["check"])
 
 
 @pytest.mark.parametrize("name", main.commands)

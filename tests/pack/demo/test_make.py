@@ -20,6 +20,8 @@ from llgbm_pack.demo.make import demo_base_model, make_demo
 from llgbm_pack.demo.texts import PROBES, demo_tasks
 from llgbm_shards.errors import StorageError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def _files(root: Path) -> dict[str, bytes]:
     return {

@@ -16,6 +16,8 @@ from llgbm_pack.packing.lock import LOCK_NAME, WORKERS_NAME, builder_lock, refus
 from llgbm_shards.errors import LockedError, StorageError
 from support.commands import wait_until
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -17,6 +17,8 @@ from llgbm_pack.raw.repeats import ChosenIndices, Cycle, ItemPaths
 from llgbm_shards.errors import UsageError
 from support.dnd_like import LENGTH, RepeatingDataset
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 5
 #: The third has no delta.
 PATHS = [f"data/arc/{name}.safetensors" for name in ("b10", "b1", "c", "a")]

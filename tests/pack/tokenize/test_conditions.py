@@ -26,6 +26,8 @@ from support.commands import here
 from support.tiny_tokenizers import KINDS, save_tiny, small_texts, tiny_tokenizer
 from support.tiny_zoo import write_zoo
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 QWEN = SHARED / "tokenizers" / "qwen2.5"
 SIDES = [("right", "right"), ("left", "right"), ("right", "left"), ("left", "left")]

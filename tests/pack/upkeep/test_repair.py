@@ -16,6 +16,8 @@ from llgbm_shards import ShardSet, check
 from support.commands import here
 from support.tiny_zoo import random_pairs, tree, write_adapter, write_deltas, write_zoo
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "train-000000.tar", "train-000001.tar"
 
 
