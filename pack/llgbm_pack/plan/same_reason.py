@@ -12,7 +12,7 @@ _FEW: Final = 3
 
 
 def grouped(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """One line a row, or one line for all the rows of a reason.
+    """One line a row, or one line for all the checkpoints of a reason.
 
     Args:
         rows: Checkpoint and reason; the checkpoint is "" where the reason concerns none in particular.
@@ -25,7 +25,7 @@ def grouped(rows: Iterable[tuple[str, str]]) -> list[str]:
         groups[_without_own_file(checkpoint, reason)].append((checkpoint, reason))
     lines: list[str] = []
     for common, same in groups.items():
-        lines += [_line(same, common)] if len(same) > _FEW else [one_line(*row) for row in same]
+        lines += _lines(same, common)
     return lines
 
 
@@ -34,9 +34,13 @@ def one_line(checkpoint: str, reason: str) -> str:
     return f"{checkpoint}: {reason}" if checkpoint else reason
 
 
-def _line(same: list[tuple[str, str]], common: str) -> str:
-    names = ", ".join(checkpoint for checkpoint, _ in same[:_FEW])
-    return f"{len(same)} checkpoints ({names}, ...): {common}"
+def _lines(same: list[tuple[str, str]], common: str) -> list[str]:
+    named = {checkpoint: one_line(checkpoint, reason) for checkpoint, reason in same if checkpoint}
+    nameless = [reason for checkpoint, reason in same if not checkpoint]
+    lines = list(named.values())
+    if len(named) > _FEW:
+        lines = [f"{len(named)} checkpoints ({', '.join(list(named)[:_FEW])}, ...): {common}"]
+    return lines + ([f"{common} ({len(nameless)} times)"] if len(nameless) > _FEW else nameless)
 
 
 def _without_own_file(checkpoint: str, reason: str) -> str:

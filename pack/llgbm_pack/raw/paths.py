@@ -5,31 +5,35 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePath
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
 
 from llgbm_pack.deltas.manifest import DeltaEntry
-from llgbm_pack.deltas.paths import checkpoint_parts
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
-from llgbm_pack.raw.lists import LISTS, OWN_KEYS, REPEATED, describe_lists, listed_items, path_of
+from llgbm_pack.raw.lists import (
+    LISTS,
+    METHOD,
+    OWN_KEYS,
+    REPEATED,
+    describe_lists,
+    known_paths,
+    path_of,
+    plain_path,
+    same_checkpoint,
+    still_listed,
+)
 from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
 from llgbm_pack.raw.values import some_reasons
-from llgbm_pack.sources.directory import CONFIG, WEIGHTS
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
-_METHOD: Final = "get_checkpoint_path"
 #: So many items are read for their paths at most.
 _MOST_READ: Final = 10_000
-#: A checkpoint that is one file is called by its path without this.
-_SUFFIX: Final = ".safetensors"
 #: Of (tokens, condition, checkpoint_path).
 _PLACE: Final = 2
 
@@ -58,8 +62,9 @@ class ItemDeltas:
         require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
         self._base = base
         self._source = source
-        self._paths: ItemPaths | None = _known_paths(base)
-        if self._paths is None:
+        self._paths: ItemPaths | None = known_paths(base)
+        self._told = self._paths is not None
+        if not self._told:
             _refuse_to_read(base)
         self._joined: JoinedDeltas | None = None
         self._plain: dict[str, str] = {}
@@ -88,7 +93,7 @@ class ItemDeltas:
             UsageError: As :func:`~llgbm_pack.raw.deltas.join_verified`.
         """
         if self._joined is None:
-            self._plain = {path: _plain_path(path) for path in self.paths.distinct()}
+            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
             self._joined = join_verified(
                 self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
             )
@@ -128,23 +133,33 @@ class ItemDeltas:
         return ChosenIndices(self.paths, set(self.all_entries()).__contains__)
 
     def refuse_another(self, idx: int, item: Any) -> None:
-        """See that an item is of the checkpoint that the base dataset lists for it.
+        """See that an item is of the checkpoint that the base dataset lists for it, and listed when it was wrapped.
 
         Raises:
-            UsageError: It says that it is of another: by position it would get that one's delta.
+            UsageError: It says that it is of another: by position it would get that one's delta. Or it does not say,
+                and the list has changed.
         """
-        own, listed = _path_in(item), self.paths[idx]
-        if not own or not listed or own == listed or not (_surely_a_path(item, own) or own in self._plain):
-            return
-        if not _same_checkpoint(own, listed):
+        own, joined = _path_in(item), self.paths[idx]
+        if own and joined and (own == joined or _surely_a_path(item, own) or own in self._plain):
+            if not same_checkpoint(own, joined):
+                self._refuse_item(idx, joined, own)
+        elif self._told and not still_listed(self._base, idx, joined):
             raise UsageError(
-                "an item of the base dataset is of another checkpoint than it lists",
+                "the base dataset's list of checkpoints has changed after it was wrapped",
                 where=f"item {idx} of {type(self._base).__name__}",
-                expected=listed,
-                got=own,
-                do=f"Give it a {_METHOD}(idx), or put its list of paths in the order of its items: entry i for item i, "
-                f"or i % {REPEATED} where it has that.",
+                expected=joined or "no path",
+                do="Wrap it again, and leave its list as it is.",
             )
+
+    def _refuse_item(self, idx: int, listed: str, own: str) -> None:
+        raise UsageError(
+            "an item of the base dataset is of another checkpoint than it lists",
+            where=f"item {idx} of {type(self._base).__name__}",
+            expected=listed,
+            got=own,
+            do=f"Give it a {METHOD}(idx), or put its list of paths in the order of its items: entry i for item i, "
+            f"or i % {REPEATED} where it has that.",
+        )
 
     def missing(self) -> list[Skip]:
         """Items without a delta, by path (``item N`` without one), with the reason; repetitions are not listed."""
@@ -170,22 +185,6 @@ class ItemDeltas:
         return missing
 
 
-def _known_paths(base: Any) -> ItemPaths | None:
-    """Paths of all items as the dataset itself tells them, None when it does not."""
-    if isinstance(base, Subset):
-        whole = _known_paths(base.dataset)
-        return None if whole is None else ItemPaths.one_each([whole[idx] for idx in base.indices])
-    if isinstance(base, ConcatDataset):
-        parts = [_known_paths(part) for part in base.datasets]
-        told = [part for part in parts if part is not None]
-        cycles = [cycle for part in told for cycle in part.cycles]
-        return ItemPaths(cycles) if len(told) == len(parts) else None
-    if callable(getattr(base, _METHOD, None)):
-        return ItemPaths.one_each([path_of(base.get_checkpoint_path(idx)) for idx in range(len(base))])
-    cycle = listed_items(base)
-    return None if cycle is None else ItemPaths([cycle])
-
-
 def _refuse_to_read(base: Any) -> None:
     if len(base) > _MOST_READ:
         raise UsageError(
@@ -194,7 +193,7 @@ def _refuse_to_read(base: Any) -> None:
             expected=f"a list of checkpoints, or at most {_MOST_READ} items",
             got=describe_lists(base),
             do="Give it an attribute checkpoints: the path of each item; or, where item i is checkpoints[i % real_length], "
-            f"the real_length paths that it repeats, and {REPEATED}. Or give it a {_METHOD}(idx).",
+            f"the real_length paths that it repeats, and {REPEATED}. Or give it a {METHOD}(idx).",
         )
 
 
@@ -205,11 +204,11 @@ def _read_paths(base: Any) -> ItemPaths:
         raise UsageError(
             "the base dataset does not tell its checkpoints",
             where=type(base).__name__,
-            expected=f"{_METHOD}(idx), a list {', '.join(LISTS[1:])}, or (tokens, condition, path) items",
+            expected=f"{METHOD}(idx), a list {', '.join(LISTS[1:])}, or (tokens, condition, path) items",
             got="none of them",
         )
     _LOG.warning(
-        "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, _METHOD, count
+        "%s has no %s(idx): all of its %d items are read for their paths", type(base).__name__, METHOD, count
     )
     return ItemPaths.one_each([_path_in(base[idx]) for idx in range(count)])
 
@@ -221,28 +220,8 @@ def _path_in(item: Any) -> str | None:
     return path_of(item)
 
 
-def _same_checkpoint(one: str, other: str) -> bool:
-    """Whether two paths mean one checkpoint; one that is relative may begin at any folder of the other."""
-    if one == other:
-        return True
-    short, long = sorted((checkpoint_parts(one), checkpoint_parts(other)), key=len)
-    if short and long[-len(short) :] == short:
-        return True
-    return os.path.realpath(_plain_path(one)) == os.path.realpath(_plain_path(other))
-
-
 def _surely_a_path(item: Any, own: str) -> bool:
     """Whether the string found in an item cannot well be an answer, or the file of an image."""
     if isinstance(item, Mapping):
         return any(item.get(key) for key in OWN_KEYS)
     return isinstance(item[_PLACE], os.PathLike) or ("/" in own and len(own.split()) == 1)
-
-
-def _plain_path(path: str) -> str:
-    """A checkpoint's path without the name of its weights or config; one below the working directory relative to it."""
-    pure, here = PurePath(os.path.normpath(path)), Path.cwd()
-    if pure.name in (WEIGHTS, CONFIG):  # in place of the checkpoint
-        pure = pure.parent
-    elif pure.suffix == _SUFFIX:
-        pure = pure.with_suffix("")
-    return str(pure.relative_to(here) if pure.is_relative_to(here) else pure)

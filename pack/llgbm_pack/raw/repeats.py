@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import SupportsIndex, TypeVar, overload
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cycle:
-    """Items that go round a list of paths: item ``i`` is of ``paths[i % len(paths)]``.
+    """Items that go round some paths: those of one round are ``paths`` themselves, or ``paths`` at ``places``.
 
     Attributes:
-        paths: Paths of one round, None for an item without one; no more than there are items.
-        count: Items.
+        paths: Paths, None for an item without one.
+        count: Items; no fewer than in one round.
+        places: Which path each item of a round has, in an order in which each first comes after those before it; None
+            where a round is each of them once.
     """
 
     paths: Sequence[str | None]
     count: int
+    places: NDArray[np.intp] | None = None
+
+    @property
+    def period(self) -> int:
+        """Items of one round."""
+        return len(self.paths) if self.places is None else len(self.places)
+
+    def path(self, number: int) -> str | None:
+        """The path of an item."""
+        at = number % self.period
+        return self.paths[at if self.places is None else self.places[at]]
+
+    def chosen(self, choose: Callable[[str | None], bool]) -> Sequence[int] | NDArray[np.intp]:
+        """Items of one round whose path is chosen, in order; each path is asked for once."""
+        answers = [choose(path) for path in self.paths]
+        if self.places is None:
+            return [at for at, answer in enumerate(answers) if answer]
+        return np.flatnonzero(np.array(answers, bool)[self.places])
+
+    def first(self) -> list[int]:
+        """The item that has each of the paths first."""
+        return (
+            list(range(self.period)) if self.places is None else _first(self.places, len(self.paths)).tolist()
+        )
+
+    def take(self, numbers: NDArray[np.intp], count: int) -> Cycle:
+        """Items that go round some of one round of these."""
+        places = numbers if self.places is None else self.places[numbers]
+        first = _first(places, len(self.paths))
+        used = np.flatnonzero(first >= 0)
+        used = used[np.argsort(first[used])]
+        rank = np.zeros(len(self.paths), np.intp)
+        rank[used] = np.arange(len(used))
+        paths = [self.paths[at] for at in used.tolist()]
+        return Cycle(paths, count, None if len(used) == len(places) else rank[places])
+
+    def along(self, numbers: range) -> Cycle:
+        """The items of a range of them."""
+        period = self.period // math.gcd(self.period, numbers.step)
+        steps = np.arange(min(period, len(numbers)), dtype=np.intp)
+        return self.take((numbers.start + numbers.step * steps) % self.period, len(numbers))
 
 
 class ItemPaths:
@@ -51,23 +96,69 @@ class ItemPaths:
         place = range(len(self))[operator.index(idx)]
         at = bisect_right(self._ends, place)
         cycle = self.cycles[at]
-        return cycle.paths[(place - (self._ends[at] - cycle.count)) % len(cycle.paths)]
+        return cycle.path(place - (self._ends[at] - cycle.count))
+
+    def part(self, indices: Any) -> ItemPaths:
+        """The paths of some of the items, as torch's ``Subset`` takes them; no list is made of a range.
+
+        Raises:
+            IndexError: There are fewer items.
+        """
+        if isinstance(indices, range):
+            ends = [] if not indices else [operator.index(end) for end in sorted((indices[0], indices[-1]))]
+            for end in ends:
+                self[end]
+            if not ends or ends[0] >= 0:
+                return ItemPaths(self._along(indices))
+        numbers = _whole_numbers(indices)
+        for end in (numbers.min(), numbers.max()) if len(numbers) else ():
+            self[end]
+        return ItemPaths([self._round_of_all(numbers)])
 
     def distinct(self) -> list[str]:
         """The paths, each once, in the order in which they first come."""
         return list(dict.fromkeys(path for cycle in self.cycles for path in cycle.paths if path))
 
     def first_round(self) -> Iterator[tuple[int, str | None]]:
-        """Index and path of the items of the first round of each part: all that are not repetitions."""
+        """Index and path of the items of each part that are no repetitions."""
         for cycle, end in zip(self.cycles, self._ends, strict=True):
-            yield from enumerate(cycle.paths, end - cycle.count)
+            yield from (
+                (end - cycle.count + at, path) for at, path in zip(cycle.first(), cycle.paths, strict=True)
+            )
+
+    def _along(self, numbers: range) -> list[Cycle]:
+        forward = numbers if numbers.step > 0 else numbers[::-1]
+        parts: list[Cycle] = []
+        for cycle, end in zip(self.cycles, self._ends, strict=True):
+            begin = end - cycle.count
+            inside = forward[bisect_left(forward, begin) : bisect_left(forward, end)]
+            inside = range(inside.start - begin, inside.stop - begin, inside.step)
+            parts.append(cycle.along(inside if numbers is forward else inside[::-1]))
+        return parts if numbers is forward else parts[::-1]
+
+    def _round_of_all(self, numbers: NDArray[np.intp]) -> Cycle:
+        """One round that is the items of any numbers."""
+        paths = [path for cycle in self.cycles for path in cycle.paths]
+        periods = np.array([cycle.period for cycle in self.cycles], np.intp)
+        sizes = accumulate((len(cycle.paths) for cycle in self.cycles), initial=0)
+        rounds = [
+            size + (np.arange(cycle.period) if cycle.places is None else cycle.places)
+            for cycle, size in zip(self.cycles, sizes, strict=False)
+        ]
+        places = np.concatenate([*rounds, np.zeros(0, np.intp)])
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        ends = np.array(self._ends, np.intp)
+        at = np.searchsorted(ends, numbers, "right")
+        begins = ends - [cycle.count for cycle in self.cycles]
+        inside = (numbers - begins[at]) % periods[at] + (np.cumsum(periods) - periods)[at]
+        return Cycle(paths, len(numbers), places).take(inside, len(numbers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
     """The chosen places of a round, in order, and where its items start."""
 
-    places: Sequence[int]
+    places: Sequence[int] | NDArray[np.intp]
     start: int
     period: int
 
@@ -77,7 +168,7 @@ class ChosenIndices(Sequence[int]):
 
     Args:
         paths: The paths.
-        choose: Tells it of a path; asked once for each item of a round.
+        choose: Tells it of a path; asked at most once for each item of a round.
     """
 
     def __init__(self, paths: ItemPaths, choose: Callable[[str | None], bool]) -> None:
@@ -85,10 +176,10 @@ class ChosenIndices(Sequence[int]):
         self._ends: list[int] = []
         start = chosen = 0
         for cycle in paths.cycles:
-            places = [place for place, path in enumerate(cycle.paths) if choose(path)]
-            rounds, rest = divmod(cycle.count, len(cycle.paths))
+            places = cycle.chosen(choose)
+            rounds, rest = divmod(cycle.count, cycle.period)
             chosen += rounds * len(places) + bisect_left(places, rest)
-            self._rounds.append(_Chosen(places, start, len(cycle.paths)))
+            self._rounds.append(_Chosen(places, start, cycle.period))
             self._ends.append(chosen)
             start += cycle.count
 
@@ -106,7 +197,15 @@ class ChosenIndices(Sequence[int]):
         at = bisect_right(self._ends, number)
         part = self._rounds[at]
         turn, place = divmod(number - (self._ends[at - 1] if at else 0), len(part.places))
-        return part.start + turn * part.period + part.places[place]
+        return part.start + turn * part.period + int(part.places[place])
+
+    def paths_in(self, paths: ItemPaths) -> ItemPaths:
+        """Of the paths that they were chosen from, their own."""
+        counts = np.diff([0, *self._ends]).tolist()
+        parts = zip(paths.cycles, self._rounds, counts, strict=True)
+        return ItemPaths(
+            [cycle.take(np.asarray(part.places, np.intp), count) for cycle, part, count in parts]
+        )
 
     def __contains__(self, idx: object) -> bool:
         if not isinstance(idx, (int, np.integer)):
@@ -148,3 +247,17 @@ class LazyMap(Mapping[K, V]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+def _first(places: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Where each number below ``size`` first comes; -1 where it does not."""
+    first = np.full(size, -1, np.intp)
+    first[places[::-1]] = np.arange(len(places) - 1, -1, -1)  # of many for one, the last counts
+    return first
+
+
+def _whole_numbers(indices: Any) -> NDArray[np.intp]:
+    numbers = np.asarray(indices)
+    if numbers.ndim == 1 and numbers.dtype.kind in "iu":
+        return numbers.astype(np.intp, copy=False)
+    return np.array([operator.index(idx) for idx in indices], np.intp)

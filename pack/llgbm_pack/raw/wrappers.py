@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.plan.survey import Skip
 from llgbm_pack.raw.deltas import DeltaSource
+from llgbm_pack.raw.lists import TellsPaths
 from llgbm_pack.raw.paths import ItemDeltas
-from llgbm_pack.raw.repeats import ChosenIndices, LazyMap
+from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths, LazyMap
 from llgbm_pack.raw.values import (
     DeltaSample,
     collate_items,
@@ -28,7 +29,7 @@ from llgbm_shards.arguments import is_number, require
 from llgbm_shards.errors import UsageError
 
 
-class DeltaAugmentedDataset(Dataset[DeltaSample]):
+class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
     """Adds deltas to a dataset of (tokens, condition, ...) tuples, or of maps with these keys.
 
     The base dataset's items are not read at construction. Where it does not tell the paths of its checkpoints (see
@@ -51,6 +52,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         self.require_delta = require_delta
         self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache))
         self._indices: ChosenIndices | None = None
+        self._paths: ItemPaths | None = None
         self._missing: list[Skip] = []
         if self._deltas.known:
             self._find()
@@ -82,7 +84,8 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
             (hidden,) float32. The tuple's ``has_delta`` is False where delta is zeros in place of a missing one.
 
         Raises:
-            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it; or none, and
+                the list has changed.
         """
         place = self._find()[item_number(idx)]
         item = self.base_dataset[place]
@@ -94,9 +97,11 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         """Whether an item has a delta; the item is not read."""
         return self._deltas.entry(self._find()[item_number(idx)]) is not None
 
-    def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
-        """Path of an item's checkpoint, None when the base dataset gives it none."""
-        return self._deltas.paths[self._find()[item_number(idx)]]
+    def item_paths(self) -> ItemPaths:
+        """Paths of the items, None for one to which the base dataset gives none."""
+        if self._paths is None:
+            self._paths = self._find().paths_in(self._deltas.paths)
+        return self._paths
 
     @staticmethod
     def collate_fn(batch: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class DeltaAugmentedDataset(Dataset[DeltaSample]):
         return self._indices
 
 
-class DnDDatasetWithDelta(Dataset[Any]):
+class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
     """Adds deltas to Drag-and-Drop-LLMs' datasets, or others: the same items in the same order, and a delta each.
 
     Items are not read at construction; paths are found as :class:`DeltaAugmentedDataset` finds them.
@@ -193,7 +198,8 @@ class DnDDatasetWithDelta(Dataset[Any]):
             (item, delta).
 
         Raises:
-            UsageError: The item carries the path of another checkpoint than the base dataset lists for it.
+            UsageError: The item carries the path of another checkpoint than the base dataset lists for it; or none, and
+                the list has changed.
         """
         self._check()
         place = range(len(self.base_dataset))[item_number(idx)]
@@ -209,9 +215,9 @@ class DnDDatasetWithDelta(Dataset[Any]):
         """Whether an item has a delta; the item is not read."""
         return self._deltas.entry(range(len(self))[item_number(idx)]) is not None
 
-    def get_checkpoint_path(self, idx: SupportsIndex) -> str | None:
-        """Path of an item's checkpoint, None when the base dataset gives it none."""
-        return self._deltas.paths[item_number(idx)]
+    def item_paths(self) -> ItemPaths:
+        """Paths of the items, None for one to which the base dataset gives none."""
+        return self._deltas.paths
 
     def collate_fn_train(self, batch: Sequence[Any]) -> dict[str, Any]:
         """A batch of items.

@@ -27,6 +27,19 @@ def test_the_name_of_the_file_itself_makes_no_other_reason():
     assert grouped(rows) == ["9 checkpoints (task/0, task/1, task/2, ...): bad, no config"]
 
 
+def test_rows_without_a_name_are_counted_and_not_named():
+    assert grouped([("", "x")] * 5) == ["x (5 times)"]
+    assert grouped([("", "x")] * 2) == ["x", "x"]
+    rows = [("", "x")] * 4 + [(name, "x") for name in "abcd"]
+    assert grouped(rows) == ["4 checkpoints (a, b, c, ...): x", "x (4 times)"]
+
+
+def test_a_checkpoint_counts_once_for_a_reason():
+    assert grouped([("a", "x")] * 5 + [("b", "x")]) == ["a: x", "b: x"]
+    rows = [(name, "x") for name in "aabbccddee"]
+    assert grouped(rows) == ["5 checkpoints (a, b, c, ...): x"]
+
+
 @pytest.fixture
 def no_alpha(tmp_path):
     """Two good checkpoints, twelve whose config lacks lora_alpha, twelve single files without a config."""

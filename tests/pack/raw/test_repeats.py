@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 
 from llgbm_pack import DeltaCache
 from llgbm_pack.raw import DeltaAugmentedDataset, DnDDatasetWithDelta, wrap_dnd_dataset
@@ -177,6 +177,102 @@ def test_parts_of_repeating_datasets(cache):
     assert both[11 + HUGE - 1][2][0] == 4 - (HUGE - 1) % 4
 
 
+# parts and wrappers of huge datasets
+
+WHOLE = range(HUGE)
+#: Ranges of a huge dataset, and of two of them, joined.
+RANGES = [WHOLE, WHOLE[::3], WHOLE[7:-5:6], WHOLE[::-1], WHOLE[-9:4:-2], WHOLE[5:5], WHOLE[6:8]]
+
+
+def expect(wrapped, paths):
+    """That items of the wrapped dataset are of the paths that a function tells, at its ends and between."""
+    count = len(wrapped)
+    for number in {*range(min(9, count)), *range(max(0, count - 9), count), *range(count // 2, count)[:1]}:
+        assert wrapped.get_checkpoint_path(number) == paths(number)
+
+
+@pytest.mark.parametrize("indices", RANGES, ids=repr)
+def test_a_range_of_a_huge_dataset_is_no_list(indices):
+    base = RepeatingDataset(PATHS, HUGE)
+    tracemalloc.start()
+    wrapped = DnDDatasetWithDelta(Subset(base, indices), InMemory())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    assert len(wrapped) == len(indices)
+    expect(wrapped, lambda number: PATHS[indices[number] % 4])
+    joined = Subset(ConcatDataset([base, RepeatingDataset(PATHS[:3], 100)]), range(HUGE + 99, -1, -7))
+    both = DnDDatasetWithDelta(joined, InMemory())
+    for number in (0, 13, 14, 15, 16, len(both) - 1):
+        place = joined.indices[number]
+        assert both.get_checkpoint_path(number) == (
+            PATHS[place % 4] if place < HUGE else PATHS[(place - HUGE) % 3]
+        )
+
+
+@pytest.mark.parametrize("outer", WRAPPERS)
+@pytest.mark.parametrize("inner", WRAPPERS)
+def test_a_wrapper_in_a_wrapper_is_not_asked_item_by_item(outer, inner):
+    base = RepeatingDataset(PATHS, HUGE)
+    tracemalloc.start()
+    wrapped = outer(inner(base, InMemory()), InMemory())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    kept = HAVE if DeltaAugmentedDataset in (inner, outer) else range(4)
+    assert len(wrapped) == HUGE // 4 * len(kept)
+    expect(wrapped, lambda number: PATHS[kept[number % len(kept)]])
+    assert [wrapped[number][2][0] for number in (0, 1)] == [1, 2]
+
+
+def test_a_wrapper_whose_paths_its_heir_tells_is_asked(cache):
+    class Reversed(DnDDatasetWithDelta):
+        def get_checkpoint_path(self, idx):
+            return PATHS[3 - idx % 4]
+
+    heir = Reversed(RepeatingDataset(PATHS, 8, own=False), cache)
+    assert DnDDatasetWithDelta(heir, cache).get_checkpoint_path(0) == PATHS[3]
+
+    class Shorter(DnDDatasetWithDelta):
+        def __len__(self):
+            return 2
+
+    assert len(DeltaAugmentedDataset(Shorter(RepeatingDataset(PATHS, 8), cache), cache)) == 2
+
+
+def test_random_parts_of_a_huge_dataset():
+    base = RepeatingDataset(PATHS, HUGE)
+    parts = random_split(base, [0.9, 0.1], torch.Generator().manual_seed(1))
+    for part in parts:
+        wrapped, augmented = DnDDatasetWithDelta(part, InMemory()), DeltaAugmentedDataset(part, InMemory())
+        expect(wrapped, lambda number, part=part: PATHS[part.indices[number] % 4])
+        places = [number for number, idx in enumerate(part.indices[:50]) if idx % 4 in HAVE]
+        assert augmented.valid_indices[: len(places)] == places
+        assert [skip.checkpoint for skip in wrapped.missing] == [PATHS[2]]
+        assert len(augmented) == sum(idx % 4 in HAVE for idx in part.indices)
+        expect(
+            DnDDatasetWithDelta(augmented, InMemory()),
+            lambda number, part=part, kept=augmented.valid_indices: PATHS[part.indices[kept[number]] % 4],
+        )
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[2, 0, 0, 11, -1], (3,), [], np.array([5, 4]), torch.tensor([1, 12]), range(-3, 2), range(-1, -9, -3)],
+    ids=repr,
+)
+def test_indices_of_a_part_are_those_of_its_whole(cache, indices):
+    whole = ConcatDataset([RepeatingDataset(PATHS, 10), RepeatingDataset(PATHS[:2], 3)])
+    plain = [PATHS[idx % 4] for idx in range(10)] + [PATHS[idx % 2] for idx in range(3)]
+    wrapped = DnDDatasetWithDelta(Subset(Subset(whole, range(13)), indices), cache)
+    assert [wrapped.get_checkpoint_path(idx) for idx in range(len(wrapped))] == [
+        plain[idx] for idx in indices
+    ]
+    for wrong in ([13], [-14], range(12, 14), range(10**12)):
+        with pytest.raises(IndexError):
+            DnDDatasetWithDelta(Subset(whole, wrong), cache)
+
+
 # contradictions
 
 
@@ -202,6 +298,78 @@ def test_checkpoints_that_are_shuffled_after_wrapping(cache, wrapper):
     base.checkpoints.reverse()
     with pytest.raises(UsageError, match="another checkpoint"):
         dataset[0]
+
+
+class Plain(Dataset):
+    """Four items that tell no path; lists as they are given."""
+
+    def __init__(self, **lists):
+        self.__dict__.update(lists)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, idx):
+        return torch.ones(1, 2, 3) * idx, torch.ones(2)
+
+
+def shuffle(base):
+    base.checkpoints.reverse()
+
+
+def replace(base):
+    base.checkpoints = PATHS[::-1]
+
+
+def shorten(base):
+    base.checkpoints.pop()
+
+
+def drop(base):
+    del base.checkpoints
+
+
+AROUND = {
+    "itself": lambda base: base,
+    "a part": lambda base: Subset(base, [1, 0]),
+    "a range": lambda base: Subset(base, range(1, -1, -1)),
+    "joined": lambda base: ConcatDataset([base, base]),
+    "a wrapper": lambda base: DnDDatasetWithDelta(base, InMemory()),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND.keys())
+@pytest.mark.parametrize("change", [shuffle, replace, shorten, drop])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_checkpoints_that_change_after_wrapping(cache, wrapper, change, around):
+    base = Plain(checkpoints=PATHS[:])
+    dataset = wrapper(around(base), cache)
+    assert dataset[0][2][0] in (1, 2)
+    change(base)
+    with pytest.raises(UsageError, match=r"item [01] of .*changed after it was wrapped"):
+        dataset[0]
+
+
+def test_another_list_of_the_same_checkpoints_is_no_change(cache):
+    base = Plain(checkpoints=PATHS[:])
+    dataset = DnDDatasetWithDelta(base, cache)
+    base.checkpoints = np.array(PATHS)
+    assert [dataset[idx][2][0].item() for idx in range(4)] == [1, 2, 0, 4]
+    base.checkpoints = [PATHS[0], *PATHS[:0:-1]]
+    assert dataset[0][2][0] == 1
+    with pytest.raises(UsageError, match="changed after it was wrapped"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_lists_that_disagree_where_nothing_is_repeated(cache, wrapper):
+    base = Plain(checkpoint_paths=PATHS, samples=[{"path": path} for path in reversed(PATHS)])
+    with pytest.raises(UsageError, match=r"checkpoint_paths and samples .*the same checkpoints"):
+        wrapper(base, cache)
+    base.samples = [{"path": f"./{path}"} for path in PATHS]
+    assert wrapper(base, cache)[1][2][0] == 2
+    base.samples = [(path, 1) for path in reversed(PATHS)]
+    assert wrapper(base, cache)[1][2][0] == 2
 
 
 @pytest.mark.parametrize("length", [20, HUGE])
