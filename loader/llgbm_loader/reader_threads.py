@@ -5,7 +5,6 @@ They know the work, never the feed: so a dropped iterator takes the feed with it
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import weakref
@@ -200,8 +199,10 @@ class Work:
             self._forget()
 
     def _forget(self) -> None:
-        with contextlib.suppress(queue.Empty):
+        try:  # no contextlib: at the interpreter's exit its own globals may be gone
             while True:  # until it is empty: another thread may close too
                 self.tasks.get_nowait()
+        except queue.Empty:
+            pass
         if self.ring:
             self.ring.drain()

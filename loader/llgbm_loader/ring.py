@@ -7,7 +7,6 @@ and autograd graph, and its death says that the memory is free.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import weakref
 from collections import deque
@@ -160,9 +159,11 @@ class Ring:
     def drain(self) -> None:
         """Leave the memory to the pool, when no thread takes any more; what is free last, so that it is kept."""
         left = []
-        with contextlib.suppress(KeyError):
+        try:  # no contextlib: at the interpreter's exit its own globals may be gone
             while True:  # one by one: should another thread close too, each goes to the pool once
                 left.append(self._uses.popitem()[1])
+        except KeyError:
+            pass
         for use in sorted(left, key=lambda use: use() is None):
             view = use()
             self._pool.put(use if view is None else _watch(view, use.buffer))
