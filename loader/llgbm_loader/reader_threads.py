@@ -89,6 +89,9 @@ class ReaderThread(threading.Thread):
 class Work:
     """What reader threads share: the tasks, the buffers, and how a row and a batch are made."""
 
+    #: Here, and no contextlib at the end: when the interpreter exits, what modules hold may be gone before an iteration.
+    _no_task = queue.Empty
+
     def __init__(
         self, plan: BatchPlan, options: FeedOptions, pool: BufferPool | None, side: SideStream | None
     ) -> None:
@@ -199,10 +202,10 @@ class Work:
             self._forget()
 
     def _forget(self) -> None:
-        try:  # no contextlib: at the interpreter's exit its own globals may be gone
+        try:
             while True:  # until it is empty: another thread may close too
                 self.tasks.get_nowait()
-        except queue.Empty:
+        except self._no_task:
             pass
         if self.ring:
             self.ring.drain()

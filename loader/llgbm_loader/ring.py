@@ -159,7 +159,7 @@ class Ring:
     def drain(self) -> None:
         """Leave the memory to the pool, when no thread takes any more; what is free last, so that it is kept."""
         left = []
-        try:  # no contextlib: at the interpreter's exit its own globals may be gone
+        try:  # no contextlib: when the interpreter exits, what modules hold may be gone
             while True:  # one by one: should another thread close too, each goes to the pool once
                 left.append(self._uses.popitem()[1])
         except KeyError:
