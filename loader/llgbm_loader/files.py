@@ -24,8 +24,15 @@ class ShardFiles:
         # A thread's reader dies with its thread, and nobody closes it.
         weakref.finalize(self, _close_all, self._open)
 
-    def read(self, shard: int, targets: Sequence[Target], offset: int) -> int:
+    def read(self, shard: int, targets: Sequence[Target], offset: int, *, verify: bool = True) -> int:
         """Fill the targets, one after the other, from a shard.
+
+        Args:
+            shard: Its number.
+            targets: What is filled.
+            offset: Where in the shard.
+            verify: The caller verifies the bytes by their digest. Else the file has to be the one that was opened still
+                when they are read: a file system sets the times before it takes the bytes of a write.
 
         Returns:
             How many bytes the shard has too few.
@@ -35,7 +42,11 @@ class ShardFiles:
             StorageError: It cannot be read.
         """
         try:
-            return read_into(self._descriptor(shard), targets, offset)
+            fd = self._descriptor(shard)
+            missing = read_into(fd, targets, offset)
+            while not verify and self._shards[shard].prove(fd, trusted=True):
+                missing = read_into(fd, targets, offset)
+            return missing
         except OSError as error:
             raise StorageError(
                 error.strerror or str(error),

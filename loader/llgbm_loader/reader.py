@@ -135,7 +135,7 @@ class SampleReader:
         targets = [
             (piece.field, part) for piece in pieces for part in (piece.head, piece.data, piece.padding)
         ]
-        self._fill(number, key, targets, int(selection.offsets[run[0]][number]))
+        self._fill(number, key, targets, int(selection.offsets[run[0]][number]), verify)
         for piece in pieces:
             self._check_head(number, key, piece.field, piece.head, piece.expected_head)
             if verify:
@@ -173,7 +173,7 @@ class SampleReader:
         size = int(selection.sizes["body"][number])
         offset = int(selection.offsets["body"][number])
         head = memoryview(bytearray(ustar.BLOCK + len(prefix)))
-        self._fill(number, key, [("body", head)], offset)
+        self._fill(number, key, [("body", head)], offset, verify)
         self._check_head(number, key, "body", head, ustar.header(f"{key}.{SUFFIX['body']}", size) + prefix)
         digest = xxhash.xxh3_64(prefix) if verify else None
         offset += len(head)
@@ -183,7 +183,7 @@ class SampleReader:
         step = self._step if again else selection.common.layout.num_tokens
         for first in range(0, selection.common.layout.num_tokens, step):
             block = self._target(row, first, step)
-            self._fill(number, key, [("body", block)], offset)
+            self._fill(number, key, [("body", block)], offset, verify)
             offset += block.nbytes
             if digest is not None:
                 digest.update(block.reshape(-1).view(np.uint8).data)
@@ -214,11 +214,13 @@ class SampleReader:
         except HeaderError as error:
             raise self._damage(number, key, "texts", error.what, error.expected, error.got) from error
 
-    def _fill(self, number: int, key: str, targets: Sequence[tuple[str, Target]], offset: int) -> None:
+    def _fill(
+        self, number: int, key: str, targets: Sequence[tuple[str, Target]], offset: int, verify: bool
+    ) -> None:
         """Read parts of members, named by field, that stand one after the other."""
         try:
             parts = [part for _, part in targets]
-            missing = self._files.read(int(self._selection.shard[number]), parts, offset)
+            missing = self._files.read(int(self._selection.shard[number]), parts, offset, verify=verify)
         except DamageError as error:
             raise error.at(key, SUFFIX[targets[0][0]]) from error
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -15,6 +16,7 @@ from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.storage import IrregularError, open_file, read_range
 
 _CHUNK: Final = 1 << 20
+_log = logging.getLogger("llgbm_shards")
 
 
 class Identity(NamedTuple):
@@ -35,33 +37,51 @@ class Identity(NamedTuple):
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def identities(directory: Directory) -> dict[str, Identity]:
+    """Those of a directory's shards, by name; without those that there is no telling of.
+
+    They are taken before the commit record is read: a shard that takes another's place later has to prove itself.
+    """
+    try:
+        with os.scandir(directory.fd) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(".tar")]
+    except OSError:
+        return {}
+    pairs = ((name, identity_in(directory, name)) for name in names)
+    return {name: identity for name, identity in pairs if identity}
+
+
+def identity_in(directory: Directory, name: str) -> Identity | None:
+    """That of a file in a directory; None when there is no telling."""
+    try:
+        return Identity.of(os.stat(name, dir_fd=directory.fd))
+    except OSError:
+        return None
+
+
 class HeldShard:
     """One shard of an open set. Picklable; threads may share it.
 
     Args:
         directory: The set's directory.
         entry: The shard's row in the commit record.
+        identity: That of the file which was there when the set was opened. None when there is no telling: then
+            whatever is opened later has to prove itself.
     """
 
-    __slots__ = ("_directory", "_identity", "_refused", "entry")
+    __slots__ = ("_directory", "_known", "_refused", "entry")
 
-    def __init__(self, directory: Directory, entry: ShardEntry) -> None:
+    def __init__(self, directory: Directory, entry: ShardEntry, identity: Identity | None) -> None:
         self.entry = entry
         self._directory = directory
-        self._identity = self._look()
+        # All of them: readers hold the old file open while others open the one that was put in its place.
+        self._known = {identity} if identity else set[Identity]()
         self._refused: tuple[Identity, str] | None = None
 
     @property
     def name(self) -> str:
         """Its file name."""
         return self.entry.name
-
-    def _look(self) -> Identity | None:
-        """The identity; None when there is no telling: then whatever is opened later has to prove itself."""
-        try:
-            return Identity.of(os.stat(self.name, dir_fd=self._directory.fd))
-        except OSError:
-            return None
 
     def open(self, *, prove: bool = True) -> int:
         """A descriptor of the shard; the caller closes it.
@@ -90,16 +110,25 @@ class HeldShard:
             raise
         return fd
 
-    def prove(self, fd: int) -> None:
+    def prove(self, fd: int, *, trusted: bool = False) -> bool:
         """Make sure that an open file is the one that was there when the set was opened, or equal to it.
+
+        Args:
+            fd: Its descriptor.
+            trusted: No digest proves what is read of it: then it must have the size that was committed, too.
+
+        Returns:
+            Whether it was read whole for that.
 
         Raises:
             DamageError: It is neither.
             OSError: It cannot be read.
         """
         identity = Identity.of(os.fstat(fd))
-        if identity == self._identity:
-            return
+        if identity in self._known:
+            if trusted and identity.size != self.entry.size:
+                raise self._another_size(identity.size)
+            return False
         # Without a lock, which a fork could copy in its locked state: at worst two threads read the same shard.
         refused = self._refused
         got = refused[1] if refused and refused[0] == identity else self._difference(fd, identity)
@@ -107,12 +136,25 @@ class HeldShard:
             self._refused = (identity, got)
             expected = f"{self.entry.size} bytes, digest {self.entry.digest}"
             raise replaced(self.name, expected, got)
-        self._identity = identity
+        self._known.add(identity)
+        return True
+
+    def _another_size(self, size: int) -> DamageError:
+        return DamageError(
+            "the shard is truncated" if size < self.entry.size else "the shard is too long",
+            shard=self.name,
+            expected=f"{self.entry.size} bytes",
+            got=f"{size}",
+            do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+        )
 
     def _difference(self, fd: int, identity: Identity) -> str:
         """How the bytes differ from those that were committed; "" when they do not."""
         if identity.size != self.entry.size:
             return f"{identity.size} bytes"
+        _log.warning(
+            "%s is not the file that it was, or its mode, links or times changed: it is read whole", self.name
+        )
         try:
             digest = shard_digest(member_lines(fd, self.name))
         except DamageError as error:

@@ -125,7 +125,10 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
                 expected=f"{schema.names}",
                 got=f"{file.schema_arrow.names}",
             )
-        table = file.read(columns=wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+        # Without Arrow's threads: one that drops its last hold on these bytes while the interpreter ends aborts the process.
+        table = file.read(columns=wanted, use_threads=False).cast(
+            pa.schema([schema.field(name) for name in wanted])
+        )
         table.validate(full=True)  # Neither read nor cast looks whether strings are UTF-8.
     except (
         pa.ArrowException,

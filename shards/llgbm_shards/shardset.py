@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from llgbm_shards import ustar
 from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
 from llgbm_shards.canonical import blake3_hex, load_json
-from llgbm_shards.directory import Directory
+from llgbm_shards.directory import Directory, replaced
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
-from llgbm_shards.held import HeldShard
+from llgbm_shards.held import HeldShard, Identity, identities, identity_in
 from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
 from llgbm_shards.members import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
@@ -86,7 +86,8 @@ class ShardSet:
         shards: The shards by name, in the record's order.
 
     Raises:
-        DamageError: No commit record (an unfinished set), or the record or the index is damaged.
+        DamageError: No commit record (an unfinished set), or the record or the index is damaged, or the set is
+            replaced at this moment.
         UsageError: The digest is not the expected one, or what is expected is no digest.
         StorageError: Something cannot be read.
     """
@@ -95,7 +96,7 @@ class ShardSet:
         self.path = local_path("path", path)
         require_set_directory(self.path)
         self.directory = Directory(self.path)
-        self.record = _read_record(self.directory)
+        self.record, there = _record_and_identities(self.directory)
         if expect_digest is not None and checked_digest(expect_digest) != self.record.digest:
             raise UsageError(
                 "another set than expected",
@@ -104,7 +105,10 @@ class ShardSet:
                 got=self.record.digest,
                 do="Use the set that was pinned, or pin this one's digest.",
             )
-        self.shards = {entry.name: HeldShard(self.directory, entry) for entry in self.record.shards}
+        self.shards = {
+            entry.name: HeldShard(self.directory, entry, there.get(entry.name))
+            for entry in self.record.shards
+        }
 
     @property
     def layout(self) -> Layout:
@@ -333,6 +337,21 @@ def read_record(path: Path) -> CommitRecord:
     """
     require_set_directory(path)
     return _read_record(Directory(path))
+
+
+def _record_and_identities(directory: Directory) -> tuple[CommitRecord, dict[str, Identity]]:
+    """The commit record, and the identities of the shards that were there before it was read, along with it.
+
+    Raises:
+        DamageError: As for :func:`read_record`; or another record took its place meanwhile.
+        StorageError: It cannot be read.
+    """
+    before = identity_in(directory, RECORD_NAME)
+    there = identities(directory)
+    record = _read_record(directory)
+    if before != identity_in(directory, RECORD_NAME):
+        raise replaced(RECORD_NAME, "one file while the set is opened", "another one")
+    return record, there
 
 
 def _read_record(directory: Directory) -> CommitRecord:

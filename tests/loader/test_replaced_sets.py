@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from llgbm_loader import ShardDataset, StreamingLoader
+from llgbm_shards import ShardSet, shardset
 from llgbm_shards.errors import DamageError
 from llgbm_shards.held import HeldShard
-from support.other_sets import WAYS, exchange, put_back, rename_over, two_sets
+from support.other_sets import WAYS, exchange, put_back, rename_over, two_sets, write_over
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +164,68 @@ def test_a_missing_shard_is_no_replaced_set(made):
     os.unlink(made[0].path / made[0].record.shards[0].name)
     with pytest.raises(DamageError, match="the shard is missing"):
         list(loader)
+
+
+@pytest.mark.parametrize("way", [rename_over, write_over])
+@pytest.mark.parametrize("moment", ["identities", "_read_record"])
+def test_while_it_is_opened(made, way, moment, monkeypatch):
+    plain = getattr(shardset, moment)
+
+    def stepped(directory):
+        result = plain(directory)
+        way(*made)
+        return result
+
+    monkeypatch.setattr(shardset, moment, stepped)
+    loader = _loader(made[0].path, verify="off")
+    with pytest.raises(DamageError, match="the set was replaced"):
+        list(loader)
+
+
+def test_another_record_while_it_is_opened(made, monkeypatch):
+    plain = shardset.identities
+
+    def stepped(directory):
+        there = plain(directory)
+        (made[1].path / "shardset.json").rename(made[0].path / "shardset.json")
+        return there
+
+    monkeypatch.setattr(shardset, "identities", stepped)
+    with pytest.raises(DamageError, match=r"shardset\.json: the set was replaced"):
+        ShardSet(made[0].path)
+
+
+def test_written_over_under_an_open_descriptor(made):
+    dataset = ShardDataset(made[0].path, verify="off")
+    dataset[0]
+    write_over(*made)
+    with pytest.raises(DamageError, match="the set was replaced"):
+        dataset[1]
+
+
+def test_written_over_amid_the_second_epoch_of_one_shard(tmp_path):
+    made = two_sets(tmp_path, 12, shard_samples=12)
+    loader = _loader(made[0].path, batch_size=1, prefetch_batches=1, verify="first-epoch")
+    want = _values(loader)
+    got, batches = [], iter(loader)
+    got += _values([next(batches)])
+    write_over(*made)
+    with pytest.raises(DamageError, match="the set was replaced"):
+        got.extend(value for batch in batches for value in _values([batch]))
+    _same(got, want[: len(got)])
+
+
+def test_a_changed_mode_costs_one_more_read_and_no_sample(made, caplog):
+    dataset = ShardDataset(made[0].path, verify="off")
+    want = dataset[0]["tokens"].nan_to_num()
+    (made[0].path / made[0].record.shards[0].name).chmod(0o600)
+    for _ in range(2):
+        assert torch.equal(dataset[0]["tokens"].nan_to_num(), want)
+    assert [record.getMessage().count("it is read whole") for record in caplog.records] == [1]
+
+
+def test_a_size_that_is_not_the_records_is_not_trusted(made):
+    with (made[0].path / made[0].record.shards[0].name).open("ab") as shard:
+        shard.write(bytes(512))
+    with pytest.raises(DamageError, match="the shard is too long"):
+        ShardDataset(made[0].path, verify="off")[0]
