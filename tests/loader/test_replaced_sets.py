@@ -142,8 +142,9 @@ def test_workers_hold_the_same_set(made, way, method, workers):
     if not workers:  # this process has all shards open
         _same(_values(feed), want)
         return
+    # One worker: torch would end another while it still starts, which that one tells as an error of its own.
     with pytest.raises(DamageError, match="the set was replaced"):
-        list(DataLoader(dataset, batch_size=2, num_workers=workers, multiprocessing_context=method))
+        list(DataLoader(dataset, batch_size=2, num_workers=1, multiprocessing_context=method))
 
 
 def test_a_pickled_dataset_proves_what_it_finds(made):
