@@ -58,7 +58,8 @@ def test_within_an_epoch_what_was_handed_out_is_of_the_opened_set(made, way, ver
     batches = iter(_loader(made[0].path, verify=verify, prefetch_batches=1))
     got = _values([next(batches)])
     way(*made)
-    with pytest.raises(DamageError, match="the set was replaced"):
+    # Missing: a reader may come between delete and copy.
+    with pytest.raises(DamageError, match=r"the set was replaced|the shard is missing"):
         got.extend(value for batch in batches for value in _values([batch]))
     assert 1 <= len(got) < len(want)
     _same(got, want[: len(got)])

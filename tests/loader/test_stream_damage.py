@@ -173,7 +173,7 @@ def test_swapped_shards_are_found_even_unverified(made, verify):
 def test_a_shard_of_another_set_is_found(made, tmp_path, verify):
     other = write_set(tmp_path / "other", SAMPLES, shard_samples=5, prefix="another-zoo")
     shutil.copyfile(other.path / "train-000000.tar", made.path / "train-000000.tar")
-    with pytest.raises(DamageError, match="not the member that the index names"):
+    with pytest.raises(DamageError, match=r"not the member that the index names|the shard is too long"):
         list(_loader(made, verify=verify))
 
 
