@@ -6,6 +6,7 @@ They know the work, never the feed: so a dropped iterator takes the feed with it
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Assembly:
         use: Dies with the last tensor on its ring buffer.
         damage: What damaged samples were met, by row.
         error: What ended it.
+        error_row: The row in which it did; a later row is not read then.
         nbytes: Bytes read.
         batch: The batch's tensors, once whole.
         lists: Its keys and index columns, likewise.
@@ -53,6 +55,7 @@ class Assembly:
     use: weakref.ref[Any] | None = None
     damage: dict[int, DamageError] = field(default_factory=dict)
     error: BaseException | None = None
+    error_row: int = sys.maxsize
     nbytes: int = 0
     batch: dict[str, Tensor] = field(default_factory=dict)
     lists: dict[str, list[str]] = field(default_factory=dict)
@@ -123,7 +126,9 @@ class Work:
         except Stopped:
             return reader
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer is told and raises it
-            assembly.error = error
+            with assembly.lock:  # of the first row: the same one however the readers ran
+                if index < assembly.error_row:
+                    assembly.error, assembly.error_row = error, index
         with assembly.lock:
             assembly.left -= 1
             last = assembly.left == 0
@@ -141,7 +146,7 @@ class Work:
 
     def _read_row(self, assembly: Assembly, index: int, reader: SampleReader) -> None:
         host, number = assembly.host, int(assembly.numbers[index])
-        if host is None or assembly.error is not None:
+        if host is None or index > assembly.error_row:
             return
         if number == PADDING_ROW:
             host.clear(index)

@@ -141,11 +141,13 @@ def test_a_batch_beyond_the_limit_is_not_delivered_and_the_error_names_its_cause
 
 
 def test_a_truncated_shard(made):
+    """Of the samples that lack bytes the first is named, whichever a reader comes to first."""
     extent = _extents(made)["delta"]
     os.truncate(made.path / extent.shard, extent.offset + 10)
-    with pytest.raises(DamageError, match="truncated") as caught:
-        list(_loader(made))
-    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["delta"])
+    for _ in range(20):
+        with pytest.raises(DamageError, match="truncated") as caught:
+            list(_loader(made))
+        assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["delta"])
 
 
 def test_a_missing_shard(made):
