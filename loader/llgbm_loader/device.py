@@ -118,16 +118,20 @@ class SideStream:
         self._copying: deque[tuple[torch.Event, Tensors]] = deque()
 
     def send(
-        self, host: Tensors, finish: Callable[[Tensors], Tensors]
-    ) -> tuple[Tensors, torch.Event, torch.Event]:
+        self,
+        host: Tensors,
+        finish: Callable[[Tensors], Tensors],
+        sent: Callable[[torch.Event], None] | None = None,
+    ) -> tuple[Tensors, torch.Event]:
         """Copy tensors and finish them, all on the side stream.
 
         Args:
             host: Tensors by name; held until their copy is over.
             finish: Makes the batch's tensors of the copies, on the device.
+            sent: Is told the event of the copy, whether or not what follows succeeds.
 
         Returns:
-            The tensors, the event after which they are whole, and the event of the copy.
+            The tensors, and the event after which they are whole.
         """
         with self._lock, self._ops.on(self._stream):
             while self._copying and self._copying[0][0].query():
@@ -135,8 +139,10 @@ class SideStream:
             copies = {name: self._ops.copy(tensor) for name, tensor in host.items()}
             copied = self._ops.record(self._stream)
             self._copying.append((copied, host))
+            if sent is not None:
+                sent(copied)
             tensors = finish(copies)
-            return tensors, self._ops.record(self._stream), copied
+            return tensors, self._ops.record(self._stream)
 
     def receive(self, tensors: Mapping[str, Tensor], event: torch.Event) -> None:
         """Make tensors fit to use on the calling thread's stream."""

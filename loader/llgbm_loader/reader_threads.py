@@ -62,6 +62,20 @@ class Assembly:
     event: torch.Event | None = None
     done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
+    def fail(self, error: BaseException, row: int) -> None:
+        """Keep an error of a row; of several that of the first row, however the readers ran."""
+        if row < self.error_row:
+            self.error, self.error_row = error, row
+
+
+def _without_frames(error: DamageError) -> DamageError:
+    """An error that goes with a batch: its frames hold the batch's buffer, which would then never be free."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    return error
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedOptions:
@@ -119,16 +133,15 @@ class Work:
     def _do(self, assembly: Assembly, index: int, reader: SampleReader | None) -> SampleReader | None:
         """Read one row; returns the reader, which is made here, where the consumer is told if that fails."""
         try:
-            self._prepare(assembly)
+            self._prepare(assembly, index)
             if reader is None:
                 reader = SampleReader(self.plan.selection, self.plan.tokens, self.plan.conditions)
             self._read_row(assembly, index, reader)
         except Stopped:
             return reader
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer is told and raises it
-            with assembly.lock:  # of the first row: the same one however the readers ran
-                if index < assembly.error_row:
-                    assembly.error, assembly.error_row = error, index
+            with assembly.lock:
+                assembly.fail(error, index)
         with assembly.lock:
             assembly.left -= 1
             last = assembly.left == 0
@@ -136,13 +149,17 @@ class Work:
             self._complete(assembly)
         return reader
 
-    def _prepare(self, assembly: Assembly) -> None:
+    def _prepare(self, assembly: Assembly, index: int) -> None:
         with assembly.lock:
             if assembly.host is None and assembly.error is None:
-                rows = len(assembly.numbers)
-                buffer = self.ring.take() if self.ring else None
-                assembly.use = None if buffer is None else weakref.ref(buffer)
-                assembly.host = self.plan.allocate(rows, buffer)
+                try:
+                    buffer = self.ring.take() if self.ring else None
+                    assembly.use = None if buffer is None else weakref.ref(buffer)
+                    assembly.host = self.plan.allocate(len(assembly.numbers), buffer)
+                except Stopped:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - known before another reader of the batch tries it
+                    assembly.fail(error, index)
 
     def _read_row(self, assembly: Assembly, index: int, reader: SampleReader) -> None:
         host, number = assembly.host, int(assembly.numbers[index])
@@ -161,7 +178,7 @@ class Work:
             if not self.options.skip_damage:
                 raise
             host.clear(index, row=row)
-            assembly.damage[index] = error
+            assembly.damage[index] = _without_frames(error)
             return
         if verified is not None:
             verified[number] = True
@@ -172,7 +189,7 @@ class Work:
         try:
             self._hand_over(assembly)
         except BaseException as error:  # noqa: BLE001 - as above
-            assembly.error = error
+            assembly.fail(error, 0)
         assembly.done.put(None)
 
     def _hand_over(self, assembly: Assembly) -> None:
@@ -184,11 +201,10 @@ class Work:
             assembly.batch = host.finish()
             return
         invalid = list(invalid_rows(host.tensors["valid"]))
-        assembly.batch, assembly.event, copied = self.side.send(
-            host.tensors, lambda copies: host.finish_on_device(copies, invalid)
+        sent = self.ring.sent if self.ring else None
+        assembly.batch, assembly.event = self.side.send(
+            host.tensors, lambda copies: host.finish_on_device(copies, invalid), sent
         )
-        if self.ring:
-            self.ring.sent(copied)
 
     def stop(self, threads: list[ReaderThread]) -> None:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""

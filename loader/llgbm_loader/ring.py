@@ -86,8 +86,9 @@ class Ring:
     a ``Use`` whose memory is free, or None for memory that is not allocated yet. There is no other wake-up, so none
     can be lost:
 
-    1. ``take`` gets one permit and makes one buffer of it. A permit is never dropped on the way, and a buffer becomes
-       a permit again when it dies: permits and buffers together stay ``granted``, which only the consumer changes.
+    1. ``take`` gets one permit and makes one buffer of it, or puts it back where memory fails. A buffer becomes a
+       permit again when it dies, and nothing that goes with a batch holds its buffer in a cycle: permits and buffers
+       together stay ``granted``, which only the consumer changes.
     2. ``allow`` leaves ``granted >= ahead + held``. The consumer waits for one of at most ``ahead`` batches in the
        making and holds ``held`` buffers, so there is a buffer or a permit for each batch in the making.
        A surplus is withdrawn only as permits that lie in the queue.
@@ -131,7 +132,11 @@ class Ring:
                 self._permits.put(permit)
                 raise Stopped
             if permit is None:
-                return self._use(self._pool.get())
+                try:
+                    return self._use(self._pool.get())
+                except BaseException:
+                    self._permits.put(None)
+                    raise
             if isinstance(permit, Use):
                 del self._uses[id(permit)]
                 return self._use(permit.buffer)

@@ -62,7 +62,8 @@ class StreamSource:
         self._pool = BufferPool(nbytes, capacity=capacity, pinned=pinned) if nbytes else None
         self.state = StreamState(_identity(selection, read, stream))
         self._counter = Counter()
-        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        # By id; no WeakSet, which another thread may not change while it is looked through.
+        self._feeds: dict[int, weakref.ref[Feed]] = {}
         # By sample, not by epoch: one that was left early, resumed, or shared among ranks has not read them all.
         self._verified = np.zeros(len(selection), np.bool_) if read.verify == "first-epoch" else None
         self._closed = False
@@ -99,7 +100,7 @@ class StreamSource:
             self._pool,
             self._side,
         )
-        self._feeds.add(feed)
+        self._feeds[id(feed)] = weakref.ref(feed)
         try:
             if self._closed:  # meanwhile, by another thread that did not see this feed
                 feed.close()
@@ -119,7 +120,7 @@ class StreamSource:
         finally:
             feed.close()
             # Not left to the set: it would do so in a callback in Python, where Ctrl-C is swallowed.
-            self._feeds.discard(feed)
+            del self._feeds[id(feed)]
 
     def _finish(self, iteration: int, epoch: int, before: LoaderStats) -> None:
         self.state.finished(iteration)
@@ -171,8 +172,9 @@ class StreamSource:
     def close(self) -> None:
         """End all iterations, free the buffers."""
         self._closed = True
-        for feed in list(self._feeds):
-            feed.close()
+        for feed in [ref() for ref in list(self._feeds.values())]:
+            if feed is not None:
+                feed.close()
         if self._pool is not None:
             self._pool.close()
         if self._side is not None:

@@ -32,6 +32,10 @@ REGRESSIONS: Final[Mapping[str, Sequence[bytes]]] = {
         b'{"options": {}, "shards": {"a": [[]]}, "tokenizer": {}}',
     ],
     "lock": [b'{"host": "h", "pid": 1%s}' % (b"0" * 3000)],
+    "zoo manifest": [
+        b'[{"path": "/old/zoo/alpha/run_000", "task": "a"}, {"path": "/old/zoo/alpha/run_000", "task": "%s"}]'
+        % (b"b" * 5000)
+    ],
     "skipped list": [b'{"skipped": [{"checkpoint": 1}]}'],
     "loader's state": [
         b'{"version": 1, "sets": ["%s"], "split": "train", "filters": "", "seed": 0, "shuffle": true, "samples": 12, '

@@ -71,12 +71,12 @@ def test_an_iterator_that_a_reader_of_another_one_drops_does_not_block(made, fak
     holds, waits = threading.Event(), threading.Event()
     send, copy = SideStream.send, fake.copy
 
-    def sends(side, host, finish):
+    def sends(side, host, finish, sent_event):
         if sent and threading.current_thread() in (old or threading.enumerate()):
             assert holds.wait(30)
             waits.set()
         sent.append(host["valid"])
-        return send(side, host, finish)
+        return send(side, host, finish, sent_event)
 
     def copies(tensor):
         if old and left:  # a reader of the second iteration, which holds the side stream's lock

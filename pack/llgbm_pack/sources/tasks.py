@@ -94,7 +94,7 @@ def _paths_of(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _two_tasks(owner: str, *claims: tuple[str, str]) -> PlanError:
-    told = " and ".join(f"{task!r} by the entry {entry!r}" for task, entry in claims)
+    told = " and ".join(f"{task[:80]!r} by the entry {entry[:200]!r}" for task, entry in claims)
     return PlanError(
         "the zoo's manifest gives a checkpoint two tasks",
         where=owner,
