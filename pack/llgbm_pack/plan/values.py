@@ -133,6 +133,11 @@ class SetPart:
     with_delta: frozenset[str]
     known: tuple[str, ...]
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Checkpoints of the shards."""
+        return frozenset(path for shard in self.shards for path in shard.paths)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
