@@ -168,9 +168,9 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
 
 def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
     """All checkpoints that claim a delta. Of a set those that were there then: it knows them, but for filtered ones."""
-    found = [one.path for one in whole.checkpoints]
+    found = [one.path for one in (*whole.checkpoints, *whole.rejected)]
     if only is None:
-        return found + [bad.path for bad in whole.rejected]
+        return found
     return [*only.known, *(found if options.include or options.exclude or options.limit else ())]
 
 

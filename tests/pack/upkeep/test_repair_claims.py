@@ -63,3 +63,12 @@ def test_a_run_that_finished_since_does_not_take_its_checkpoints_place(tmp_path,
     report = mend(tmp_path)
     assert (report.exit_code, report.restored, report.refused) == (0, (FIRST,), ())
     assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("filters", [{"exclude": ("b/*",)}, {"include": ("a/*",)}, {"limit": 2}, {}])
+def test_a_delta_is_claimed_by_what_filters_left_out_and_could_not_be_packed(namesakes, filters):
+    before = pack(namesakes, deltas=namesakes / "deltas", **filters)
+    flip(namesakes / "out" / FIRST)
+    report = mend(namesakes, namesakes / "deltas")
+    assert (report.exit_code, report.restored, report.refused) == (0, (FIRST,), ())
+    assert tree(namesakes / "out") == before
