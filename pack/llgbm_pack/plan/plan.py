@@ -167,11 +167,11 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
 
 
 def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
-    """All checkpoints that claim a delta. Of a set those that were there then: it knows them, but for filtered ones."""
-    found = [one.path for one in (*whole.checkpoints, *whole.rejected)]
-    if only is None:
-        return found
-    return [*only.known, *(found if options.include or options.exclude or options.limit else ())]
+    """All checkpoints that claim a delta. Of a set those that were there then, as far as it knows them."""
+    known = only.known if only else ()
+    if only and only.knows_skipped and not (options.include or options.exclude or options.limit):
+        return list(known)
+    return [*known, *(one.path for one in whole.checkpoints), *(bad.path for bad in whole.rejected)]
 
 
 def _conditions(

@@ -72,3 +72,24 @@ def test_a_delta_is_claimed_by_what_filters_left_out_and_could_not_be_packed(nam
     report = mend(namesakes, namesakes / "deltas")
     assert (report.exit_code, report.restored, report.refused) == (0, (FIRST,), ())
     assert tree(namesakes / "out") == before
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("[]")])
+def test_a_shard_and_the_skipped_list_come_back_in_one_run(namesakes, spoil):
+    before = pack(namesakes, deltas=namesakes / "deltas")
+    flip(namesakes / "out" / FIRST)
+    spoil(namesakes / "out" / "skipped.json")
+    report = mend(namesakes, namesakes / "deltas")
+    assert (report.exit_code, set(report.restored), report.refused) == (0, {FIRST, "skipped.json"}, ())
+    assert tree(namesakes / "out") == before
+
+
+def test_a_shard_comes_back_though_the_skipped_list_cannot(namesakes):
+    before = pack(namesakes, deltas=namesakes / "deltas")
+    flip(namesakes / "out" / FIRST)
+    (namesakes / "out" / "skipped.json").unlink()
+    write_adapter(namesakes / "zoo" / "c" / "odd", 9, rank=2)  # skipped by a build now
+    report = mend(namesakes, namesakes / "deltas")
+    assert (report.restored, [one.name for one in report.refused]) == ((FIRST,), ["skipped.json"])
+    del before["skipped.json"]
+    assert tree(namesakes / "out") == before
