@@ -17,7 +17,7 @@ from llgbm_pack.plan.samples import join_samples
 from llgbm_pack.plan.survey import Skip, nothing_to_pack, survey
 from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob
 from llgbm_pack.sources.tasks import zoo_tasks
-from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
+from llgbm_pack.sources.zoo import ZooListing, walk_zoo
 from llgbm_pack.tokenize.conditions import describe, load_tokenizer
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.members import SUFFIX
@@ -106,8 +106,13 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
         PlanError: The zoo, the deltas or the texts do not allow what is asked for; lists all of it.
         StorageError: The zoo cannot be read.
     """
-    listing = walk_zoo(options.zoo, options.include, options.exclude)
-    candidates = _candidates(listing, options, only)
+    wanted = only.paths if only else frozenset()
+    listing = walk_zoo(options.zoo, options.include, options.exclude, wanted=wanted)
+    candidates = (
+        [candidate for candidate in listing.checkpoints if candidate.path in wanted]
+        if only
+        else listing.checkpoints[: options.limit]
+    )
     excluded = listing.excluded + len(listing.checkpoints) - len(candidates)
     surveyed, unread = survey(candidates, options.alpha)
     skipped = [*(Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected), *unread]
@@ -119,7 +124,7 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     if not (teachers or only):
         raise nothing_to_pack(options.zoo, skipped, excluded)
     # What a name or a path means is a matter of the whole zoo, whatever part of it is packed.
-    whole = walk_zoo(options.zoo) if options.include or options.exclude else listing
+    whole = walk_zoo(options.zoo, wanted=wanted) if options.include or options.exclude else listing
     tasks = zoo_tasks(options.zoo, whole.nameable)
     deltas = plan_deltas(teachers, _claimants(whole, options, only), tasks, options, only)
     skipped += deltas.skipped
@@ -161,19 +166,12 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     )
 
 
-def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None) -> Sequence[Candidate]:
-    if only is None:
-        return listing.checkpoints[: options.limit]
-    wanted = {path for shard in only.shards for path in shard.paths}
-    return [candidate for candidate in listing.checkpoints if candidate.path in wanted]
-
-
 def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
-    """All checkpoints that claim a delta. Of a set those that were there then: it knows them, but for filtered ones."""
-    found = [one.path for one in whole.checkpoints]
-    if only is None:
-        return found + [bad.path for bad in whole.rejected]
-    return [*only.known, *(found if options.include or options.exclude or options.limit else ())]
+    """All checkpoints that claim a delta. Of a set those that were there then, as far as it knows them."""
+    known = only.known if only else ()
+    if only and only.knows_skipped and not (options.include or options.exclude or options.limit):
+        return list(known)
+    return [*known, *(one.path for one in whole.checkpoints), *(bad.path for bad in whole.rejected)]
 
 
 def _conditions(

@@ -124,6 +124,7 @@ class SetPart:
         shards: The shards, each with its checkpoints in order.
         with_delta: Those of these checkpoints that have a delta.
         known: All checkpoints that the build packed or skipped: each claimed its own delta.
+        knows_skipped: Whether the skipped ones are among them; the set's list of them may be lost.
     """
 
     layout: Layout
@@ -132,6 +133,12 @@ class SetPart:
     shards: tuple[Assignment, ...]
     with_delta: frozenset[str]
     known: tuple[str, ...]
+    knows_skipped: bool
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Checkpoints of the shards."""
+        return frozenset(path for shard in self.shards for path in shard.paths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -149,7 +149,7 @@ class ItemPaths:
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         ends = np.array(self._ends, np.intp)
         at = np.searchsorted(ends, numbers, "right")
-        begins = ends - [cycle.count for cycle in self.cycles]
+        begins = ends - np.array([cycle.count for cycle in self.cycles], np.intp)
         inside = (numbers - begins[at]) % periods[at] + (np.cumsum(periods) - periods)[at]
         return Cycle(paths, len(numbers), places).take(inside, len(numbers))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,7 +60,9 @@ class _Found:
     ignored: list[str] = field(default_factory=list)
 
 
-def walk_zoo(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> ZooListing:
+def walk_zoo(
+    root: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), *, wanted: Collection[str] = ()
+) -> ZooListing:
     """Lists the checkpoints of a zoo. No file is opened, but for a Trainer's last checkpoint (see below).
 
     Links to directories are not followed. Where a Trainer's run holds the same adapter in its root and in its
@@ -70,6 +72,7 @@ def walk_zoo(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = (
         root: The zoo.
         include: Globs (``*`` also matches ``/``) on the relative path; none includes everything.
         exclude: Globs on the relative path of what to leave out.
+        wanted: Paths of a Trainer's checkpoints that are kept beside an equal root.
 
     Raises:
         UsageError: ``root`` is not a directory.
@@ -85,7 +88,7 @@ def walk_zoo(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = (
     rejected = [one for one in found.rejected if _chosen(one.path, include, exclude)]
     excluded = len(found.checkpoints) + len(found.rejected) - len(chosen) - len(rejected)
     chosen.sort(key=lambda one: (natural_key(one.path), one.weights.name != WEIGHTS))
-    repeats = [*_same_paths(chosen), *_same_as_root(chosen)]
+    repeats = [*_same_paths(chosen), *_same_as_root(chosen, wanted)]
     dropped = {id(candidate) for candidate, _ in repeats}
     rejected.extend(rejection for _, rejection in repeats)
     return ZooListing(
@@ -192,8 +195,10 @@ def _same_paths(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Re
             yield one, Rejected(one.path, f"{place}; rename one", True)
 
 
-def _same_as_root(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Rejected]]:
-    """The last ``checkpoint-N`` of each run that equals the adapter in the run's root."""
+def _same_as_root(
+    candidates: Iterable[Candidate], wanted: Collection[str]
+) -> Iterator[tuple[Candidate, Rejected]]:
+    """The last ``checkpoint-N`` of each run that equals the adapter in the run's root, if it is not wanted."""
     by_folder = {one.weights.parent: one for one in candidates if one.weights.name == WEIGHTS}
     last: dict[Path, tuple[int, Candidate]] = {}
     for folder, one in by_folder.items():
@@ -202,7 +207,7 @@ def _same_as_root(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, 
             last[folder.parent] = (int(number[1]), one)
     for run, (_, one) in last.items():
         kept = by_folder[run]
-        if _equal(kept, one):
+        if one.path not in wanted and _equal(kept, one):
             yield one, Rejected(one.path, f"the same adapter as {kept.path}, which is kept", False)
 
 

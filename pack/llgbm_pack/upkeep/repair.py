@@ -141,14 +141,18 @@ class _Repair:
         damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
         self._tokenizer(record, damaged)
         index_sound = INDEX_NAME not in damaged
-        restorer = self._restorer(record, damaged)
+        by_plan = ShardRestorer(self._options, record, damaged, None, None)
+        # Before the shards where it can be: what the build skipped claimed its delta.
+        if index_sound and SKIPPED_NAME in damaged:
+            self._skipped(record, by_plan)
+        restorer = self._by_index(record, damaged) if index_sound else by_plan
         for entry in (entry for entry in record.shards if entry.name in damaged):
             self._say(f"packing {entry.name} again")
             self._attempt(entry.name, lambda entry=entry: restorer.restore(entry))  # type: ignore[misc]
         if not index_sound:
             self._index(record)
-        if SKIPPED_NAME in damaged:
-            self._skipped(record, restorer)
+            if SKIPPED_NAME in damaged:
+                self._skipped(record, by_plan)
         self._leftovers(report, record)
 
     def _remove_unfinished(self) -> None:
@@ -187,11 +191,11 @@ class _Repair:
     def _saved_tokenizer(self) -> dict[str, bytes]:
         return saved_tokenizer(self._options)
 
-    def _restorer(self, record: CommitRecord, damaged: set[str]) -> ShardRestorer:
-        if INDEX_NAME in damaged:
-            return ShardRestorer(self._options, record, damaged, None, ())
+    def _by_index(self, record: CommitRecord, damaged: set[str]) -> ShardRestorer:
         rows = ShardSet(self._options.out).index().to_pylist()
-        return ShardRestorer(self._options, record, damaged, rows, known_skipped(self._options.out))
+        lost = any(refusal.name == SKIPPED_NAME for refusal in self.refused)
+        skipped = None if lost else known_skipped(self._options.out)
+        return ShardRestorer(self._options, record, damaged, rows, skipped)
 
     def _index(self, record: CommitRecord) -> None:
         broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}

@@ -217,9 +217,9 @@ def restore_skipped(
     write_file(options.out / SKIPPED_NAME, data)
 
 
-def known_skipped(out: Path) -> list[str]:
-    """Paths in a sound skipped list; none when it cannot be read."""
+def known_skipped(out: Path) -> list[str] | None:
+    """Paths in a sound skipped list; None when it cannot be read."""
     try:
         return skipped_checkpoints(read_file(out / SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES))
     except LlgbmError:
-        return []
+        return None

@@ -72,7 +72,7 @@ class ShardRestorer:
         record: The set's commit record.
         damaged: Names of the shards to restore.
         rows: The rows of a sound index, or None: then membership comes from planning the zoo anew.
-        skipped: Checkpoints that the build skipped.
+        skipped: Checkpoints that the build skipped, or None: they are not known.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ShardRestorer:
         record: CommitRecord,
         damaged: set[str],
         rows: Sequence[Row] | None,
-        skipped: Sequence[str],
+        skipped: Sequence[str] | None,
     ) -> None:
         self._options, self._record = options, record
         self._damaged, self._rows, self._skipped = damaged, rows, skipped
@@ -196,7 +196,8 @@ class ShardRestorer:
             delta_width=record.delta_width,
             shards=tuple(shards),
             with_delta=frozenset(row["checkpoint"] for row in rows if row["has_delta"]),
-            known=(*(row["checkpoint"] for row in rows), *self._skipped),
+            known=(*(row["checkpoint"] for row in rows), *(self._skipped or ())),
+            knows_skipped=self._skipped is not None,
         )
         return make_plan(_pack_options(self._options, record), only=part)
 

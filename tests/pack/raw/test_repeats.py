@@ -441,3 +441,11 @@ def test_chosen_indices_are_those_of_a_list(counts, chosen):
         idx in expected for idx in range(-1, len(plain) + 1)
     ]
     assert indices != [*expected, 0]
+
+
+@pytest.mark.parametrize("counts", [[], [(3, 7)]])
+@pytest.mark.parametrize("indices", [[], range(0), np.zeros(0, np.intp)])
+def test_no_items_are_a_part_too(counts, indices):
+    paths = ItemPaths([Cycle([str(at) for at in range(size)], count) for size, count in counts])
+    part = paths.part(indices)
+    assert (len(part), part.distinct()) == (0, [])
