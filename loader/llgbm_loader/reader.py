@@ -16,7 +16,7 @@ from llgbm_loader.files import ShardFiles
 from llgbm_loader.hostframe import HostFramer
 from llgbm_loader.tokens import TokenPlan
 from llgbm_shards import ustar
-from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.errors import MEND, DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.members import SUFFIX, body_header
 from llgbm_shards.npy import npy_header
@@ -254,7 +254,7 @@ class SampleReader:
             member=SUFFIX[field],
             expected=expected,
             got=got,
-            do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+            do=MEND,
         )
 
     def _scratch_view(self, size: int) -> memoryview:

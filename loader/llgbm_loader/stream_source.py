@@ -23,7 +23,7 @@ from llgbm_loader.reader_threads import Batch, FeedOptions
 from llgbm_loader.ring import BufferPool
 from llgbm_loader.state import Identity, StreamState
 from llgbm_loader.stats import Counter, LoaderStats, log_epoch
-from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.errors import MEND, DamageError, UsageError
 
 if TYPE_CHECKING:
     from llgbm_loader.selection import Selection
@@ -219,5 +219,5 @@ def _too_many(count: int, limit: int, last: DamageError) -> DamageError:
         member=last.member,
         expected=f"at most {limit} (max_bad_samples)",
         got=f"{count}, this one the last",
-        do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+        do=MEND,
     )

@@ -16,11 +16,13 @@ A message says what is wrong, where, what was expected, what was found, and what
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from llgbm_shards.public import without_credentials
 
 T = TypeVar("T", bound="LlgbmError")
+#: What to do about damage of a set.
+MEND: Final = "Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it."
 
 
 class LlgbmError(Exception):
@@ -121,7 +123,7 @@ class DamageError(LlgbmError):
 
     def at(self, key: str, member: str) -> DamageError:
         """The same damage, met on reading this member of this sample."""
-        return self.as_(DamageError, shard=self.shard, key=key, member=member)
+        return self.as_(DamageError, shard=self.shard, key=key, member=member, do=self.do or MEND)
 
 
 class StorageError(LlgbmError):

@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from llgbm_shards import ustar
 from llgbm_shards.directory import Directory, replaced
-from llgbm_shards.errors import DamageError
+from llgbm_shards.errors import MEND, DamageError
 from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.storage import IrregularError, open_file, read_range
 
@@ -145,7 +145,7 @@ class HeldShard:
             shard=self.name,
             expected=f"{self.entry.size} bytes",
             got=f"{size}",
-            do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+            do=MEND,
         )
 
     def _difference(self, fd: int, identity: Identity) -> str:

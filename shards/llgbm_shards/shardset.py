@@ -19,7 +19,7 @@ from llgbm_shards import ustar
 from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
 from llgbm_shards.canonical import blake3_hex, load_json
 from llgbm_shards.directory import Directory, replaced
-from llgbm_shards.errors import DamageError, HeaderError, UsageError
+from llgbm_shards.errors import MEND, DamageError, HeaderError, UsageError
 from llgbm_shards.held import HeldShard, Identity, identities, identity_in
 from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
@@ -285,7 +285,7 @@ class ShardSet:
                 member=SUFFIX[extent.field],
                 expected=f"{extent.size} bytes, digest {extent.blake3}",
                 got=f"{len(data)} bytes, digest {actual}",
-                do="Run `llgbm-pack check` for the whole picture and `llgbm-pack repair` to mend it.",
+                do=MEND,
             )
         return data
 

@@ -6,19 +6,17 @@ And the lint for deltas that were measured between neighbours instead of against
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.join import JoinResult, Match
+from llgbm_pack.deltas.join import JoinResult, Load, Match
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_shards.errors import CheckpointError, PlanError, UsageError
 from llgbm_shards.npy import vector_norm
-
-Load = Callable[[DeltaEntry], NDArray[np.float32]]
 
 #: A mean correlation of consecutive deltas below this is the mark of the fault.
 LAG_FAULT_BELOW: Final = -0.35

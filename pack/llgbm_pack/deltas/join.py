@@ -91,7 +91,7 @@ class Doubt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinResult:
-    """What was joined with what, and what was not; every checkpoint is in one of the first three.
+    """What was joined with what, and what was not; every checkpoint is in one of the three.
 
     Attributes:
         matches: The delta of each joined checkpoint, by relative path.
