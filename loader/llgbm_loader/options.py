@@ -27,7 +27,7 @@ from llgbm_shards.arguments import (
 )
 
 #: The member that each field of a batch needs; tokens need the scales too, see :func:`needed_members`.
-MEMBER: Final = {"tokens": "body", "scales": "scales", "condition": "texts", "delta": "delta"}
+MEMBER: Final = {"tokens": "pieces", "scales": "scales", "condition": "texts", "delta": "delta"}
 #: Fields a batch can be made of.
 FIELDS: Final = tuple(MEMBER)
 PADDINGS: Final = ("max_length", "longest")

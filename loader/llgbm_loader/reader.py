@@ -13,22 +13,17 @@ from torch import Tensor
 
 from llgbm_loader.conditions import ConditionMaker
 from llgbm_loader.files import ShardFiles
-from llgbm_loader.hostframe import HostFramer
+from llgbm_loader.hostframe import BLOCK_BYTES, HostFramer
 from llgbm_loader.tokens import TokenPlan
 from llgbm_shards import ustar
 from llgbm_shards.errors import MEND, DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
-from llgbm_shards.members import SUFFIX, body_header
+from llgbm_shards.members import SUFFIX, pieces_header
 from llgbm_shards.npy import npy_header
 from llgbm_shards.storage import Target
 
 if TYPE_CHECKING:
     from llgbm_loader.selection import Selection
-
-#: Bodies are read, hashed and framed in pieces of this size: few enough bytes for a core's second-level cache, and
-#: so many that readers do not wait for each other to call the next step (with a quarter of it they frame 1.6 times
-#: slower).
-BLOCK_BYTES: Final = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +79,7 @@ class SampleReader:
         self._scratch = bytearray()
         layout, common = selection.common.layout, selection.common
         self._prefix = {
-            "body": body_header(layout),
+            "pieces": pieces_header(layout),
             "scales": npy_header((layout.num_tokens, 2)),
             "texts": b"",
             "delta": npy_header((common.delta_width,)),
@@ -116,7 +111,7 @@ class SampleReader:
         """Wanted members but the body, grouped where they stand side by side in the tar."""
         selection, run, end = self._selection, list[str](), -1
         for field in selection.members:
-            if field == "body":
+            if field == "pieces":
                 continue
             start = int(selection.offsets[field][number])
             if run and start != end:
@@ -169,9 +164,9 @@ class SampleReader:
         return pieces
 
     def _read_body(self, number: int, key: str, row: Row, verify: bool) -> int:
-        selection, prefix = self._selection, self._prefix["body"]
-        size = int(selection.sizes["body"][number])
-        offset = int(selection.offsets["body"][number])
+        selection, prefix = self._selection, self._prefix["pieces"]
+        size = int(selection.sizes["pieces"][number])
+        offset = int(selection.offsets["pieces"][number])
         head = memoryview(bytearray(ustar.BLOCK + len(prefix)))
         self._fill(number, key, [("body", head)], offset, verify)
         self._check_head(number, key, "body", head, ustar.header(f"{key}.{SUFFIX['body']}", size) + prefix)

@@ -44,7 +44,7 @@ class TokenPlan:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one sample's tokens."""
-        return self.layout.body_shape if self.options.frame == "none" else self.layout.tokens_shape
+        return self.layout.pieces_shape if self.options.frame == "none" else self.layout.tokens_shape
 
     @property
     def direct(self) -> bool:
@@ -54,7 +54,7 @@ class TokenPlan:
     @property
     def host_shape(self) -> tuple[int, int, int]:
         """Shape of one sample in the host buffer that readers fill."""
-        return self.layout.body_shape if self.direct else self.shape
+        return self.layout.pieces_shape if self.direct else self.shape
 
     @property
     def host_dtype(self) -> torch.dtype:

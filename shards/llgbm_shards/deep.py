@@ -75,8 +75,8 @@ class DeepCheck:
         if row["delta_norm"] != sample.json["delta"]["norm"]:
             norms = f"expected {row['delta_norm']!r}, got {sample.json['delta']['norm']!r}"
             yield "json", f"delta.norm is not the index's: {norms}"
-        if sample.body is not None and sample.scales is not None:
-            yield from _weights(sample.body, sample.scales, _ranks(sample.json), self._layout)
+        if sample.pieces is not None and sample.scales is not None:
+            yield from _weights(sample.pieces, sample.scales, _ranks(sample.json), self._layout)
         yield from _texts(sample, self._set.record.texts)
         yield from _delta(sample)
 
@@ -107,13 +107,13 @@ def _ranks(info: Mapping[str, Any]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def padding_mask(layout: Layout, ranks: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where a body holds padding: (N, r, chunk), true in absent modules, above a module's rank, past its width.
+    """Where pieces hold padding: (N, r, chunk), true in absent modules, above a module's rank, past its width.
 
     Args:
         layout: The set's layout.
         ranks: Rank of each module, in the layout's order; 0: absent.
     """
-    mask = np.zeros(layout.body_shape, np.bool_)
+    mask = np.zeros(layout.pieces_shape, np.bool_)
     for module, rank in zip(layout.modules, ranks, strict=True):
         middle = module.first_token + module.tokens_a
         end = middle + module.tokens_b
@@ -126,15 +126,15 @@ def padding_mask(layout: Layout, ranks: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _weights(
-    body: NDArray[Any], scales: NDArray[np.float32], ranks: tuple[int, ...], layout: Layout
+    pieces: NDArray[Any], scales: NDArray[np.float32], ranks: tuple[int, ...], layout: Layout
 ) -> Iterator[Fault]:
     if len(ranks) != len(layout.modules) or not all(0 <= rank <= layout.rank for rank in ranks):
         return  # Said by the check of the json.
     mask = padding_mask(layout, ranks)
     exponent = _EXPONENT[layout.dtype]
-    is_padding = body == PADDING_BITS[layout.dtype]
-    yield from _count("body", "padding is not the one NaN pattern", mask & ~is_padding)
-    yield from _count("body", "NaN or infinity outside padding", ~mask & ((body & exponent) == exponent))
+    is_padding = pieces == PADDING_BITS[layout.dtype]
+    yield from _count("pieces", "padding is not the one NaN pattern", mask & ~is_padding)
+    yield from _count("pieces", "NaN or infinity outside padding", ~mask & ((pieces & exponent) == exponent))
     if not np.isfinite(scales).all():
         yield from _count("scales", "not finite", ~np.isfinite(scales))
         return
@@ -142,9 +142,17 @@ def _weights(
     yield from _count("scales", f"not a {layout.dtype} value", ~_fits(scales, layout.dtype))
     absent = mask.all(axis=(1, 2))
     yield from _count("scales", "not (0, 0) for an absent module", (scales != 0).any(axis=1) & absent)
-    sign = 1 << (8 * layout.itemsize - 1)
-    still = (scales[:, 1] == 0)[:, None, None] & ~mask & ((body & (sign - 1)) != 0)
-    yield from _count("body", "not zeros in a piece of std 0", still)
+    constant = scales[:, 1] == 0
+    other = np.zeros(pieces.shape, np.bool_)
+    other[constant] = _widened(pieces[constant], layout.dtype) != scales[constant, 0][:, None, None]
+    yield from _count("pieces", "not the mean in a piece of std 0", other & ~mask)
+
+
+def _widened(bits: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """The float32 values of a dtype's bits."""
+    if dtype == "bfloat16":
+        return (bits.astype("<u4") << 16).view("<f4")
+    return bits.view("<f2" if dtype == "float16" else "<f4").astype("<f4")
 
 
 def _fits(scales: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:

@@ -98,7 +98,7 @@ class DamageError(LlgbmError):
         what: What is wrong.
         shard: File name of the shard (or of the set's other file).
         key: Key of the damaged sample, when it is known.
-        member: Suffix of the damaged member (``body.safetensors``), when it is known.
+        member: Suffix of the damaged member (``pieces.safetensors``), when it is known.
         expected: What would have been right.
         got: What was found instead.
         do: What the user can do about it.

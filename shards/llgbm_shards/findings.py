@@ -16,7 +16,7 @@ class Finding:
     Attributes:
         shard: File of the set it concerns.
         key: Key of the sample, empty when the finding is not about one sample.
-        member: Suffix of the member (``body.safetensors``), empty when it is not about one.
+        member: Suffix of the member (``pieces.safetensors``), empty when it is not about one.
         what: The problem, with what was expected and found.
         kind: ``damage``: the bytes are wrong. ``unreadable``: they could not be read, so nothing is known.
             ``transient``: a read failed or gave wrong bytes once, and then gave the right ones: the set is sound,

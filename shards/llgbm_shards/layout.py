@@ -10,7 +10,7 @@ from llgbm_shards.errors import HeaderError
 
 #: Bit pattern of padding (one quiet NaN per dtype), as the unsigned integer of the same width.
 PADDING_BITS: Final = {"bfloat16": 0x7FC0, "float16": 0x7E00, "float32": 0x7FC00000}
-#: numpy has no bfloat16: bodies are handled as bits here; these are numpy dtype strings.
+#: numpy has no bfloat16: values are handled as bits here; these are numpy dtype strings.
 BIT_DTYPE: Final = {"bfloat16": "<u2", "float16": "<u2", "float32": "<u4"}
 _ITEMSIZE: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
 #: The dtype's name in a safetensors header.
@@ -52,7 +52,7 @@ class Module:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What every body of a set looks like.
+    """What the pieces of every sample of a set look like.
 
     Attributes:
         dtype: ``bfloat16``, ``float16`` or ``float32``.
@@ -102,7 +102,7 @@ class Layout:
         return last.first_token + last.tokens_a + last.tokens_b
 
     @property
-    def body_shape(self) -> tuple[int, int, int]:
+    def pieces_shape(self) -> tuple[int, int, int]:
         """(N, r, chunk)."""
         return (self.num_tokens, self.rank, self.chunk)
 
@@ -113,10 +113,10 @@ class Layout:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per element of the body."""
+        """Bytes of a value."""
         return _ITEMSIZE[self.dtype]
 
     @property
-    def body_bytes(self) -> int:
-        """Bytes of one body."""
+    def pieces_bytes(self) -> int:
+        """Bytes of one sample's pieces."""
         return self.num_tokens * self.rank * self.chunk * self.itemsize

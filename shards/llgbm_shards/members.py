@@ -25,10 +25,11 @@ from llgbm_shards.texts import check_offsets
 
 #: Fields in the order of their members in the tar, with the suffix of the member's name after ``key.``.
 SUFFIX: Final = {
-    "body": "body.safetensors",
+    "pieces": "pieces.safetensors",
     "scales": "scales.npy",
     "texts": "texts.safetensors",
     "delta": "delta.npy",
+    "source": "source.safetensors",
     "json": "json",
 }
 #: What a key may look like; it names files in a tar, so nothing else is let in from data.
@@ -55,7 +56,7 @@ class EncodedMember:
     """One member ready to be written, with the digests of exactly the buffers that are written.
 
     Attributes:
-        field: ``body``, ``scales``, ``texts``, ``delta`` or ``json``.
+        field: ``pieces``, ``scales``, ``texts``, ``delta``, ``source`` or ``json``.
         parts: Buffers whose concatenation is the member.
         size: Bytes in all.
         blake3: BLAKE3-256, 32 bytes.
@@ -86,15 +87,15 @@ def encode_member(field: str, *parts: Buffer) -> EncodedMember:
     return EncodedMember(field, parts, size, strong.digest(), fast.intdigest())
 
 
-def body_header(layout: Layout) -> bytes:
-    """The safetensors header that every body of a set starts with; its length is a multiple of 64."""
-    return header_bytes({"body": (SAFETENSORS_DTYPE[layout.dtype], layout.body_shape)})
+def pieces_header(layout: Layout) -> bytes:
+    """The safetensors header that the pieces of every sample start with; its length is a multiple of 64."""
+    return header_bytes({"pieces": (SAFETENSORS_DTYPE[layout.dtype], layout.pieces_shape)})
 
 
-def encode_body(body: NDArray[Any], layout: Layout) -> EncodedMember:
-    """The body member from the body's bits, (N, r, chunk) uint16 or uint32, C-contiguous."""
-    _expect(body, layout.body_shape, np.dtype(BIT_DTYPE[layout.dtype]), "body")
-    return encode_member("body", body_header(layout), body.reshape(-1).view(np.uint8).data)
+def encode_pieces(pieces: NDArray[Any], layout: Layout) -> EncodedMember:
+    """The pieces member from the pieces' bits, (N, r, chunk) uint16 or uint32, C-contiguous."""
+    _expect(pieces, layout.pieces_shape, np.dtype(BIT_DTYPE[layout.dtype]), "pieces")
+    return encode_member("pieces", pieces_header(layout), pieces.reshape(-1).view(np.uint8).data)
 
 
 def encode_scales(scales: NDArray[np.float32], layout: Layout) -> EncodedMember:
@@ -118,24 +119,35 @@ def encode_delta(delta: NDArray[np.float32]) -> EncodedMember:
     return encode_member("delta", encode_npy(delta))
 
 
+def encode_source(header: Buffer, config: Buffer) -> EncodedMember:
+    """The source member: what a weights file holds besides its values, so that it can be written again byte for byte.
+
+    Args:
+        header: The file's first bytes, header length and safetensors header, as they stand.
+        config: Its adapter_config.json as it stands; empty where there is none.
+    """
+    arrays = {"header": np.frombuffer(header, np.uint8), "config": np.frombuffer(config, np.uint8)}
+    return encode_member("source", encode_arrays(arrays, dict.fromkeys(arrays, "U8")))
+
+
 def encode_json(info: Mapping[str, Any], others: Sequence[EncodedMember]) -> EncodedMember:
     """The json member: what is known of the checkpoint, plus sizes and digests of the other members."""
     return encode_member("json", dump_json({**info, "members": [member.to_json() for member in others]}))
 
 
-def decode_body(data: Buffer, layout: Layout, *, where: str) -> NDArray[Any]:
-    """The body's bits (N, r, chunk), a view on ``data``.
+def decode_pieces(data: Buffer, layout: Layout, *, where: str) -> NDArray[Any]:
+    """The pieces' bits (N, r, chunk), a view on ``data``.
 
     Raises:
-        HeaderError: The member is not a body of this layout.
+        HeaderError: The member does not hold pieces of this layout.
     """
-    head = body_header(layout)
+    head = pieces_header(layout)
     view = memoryview(data)
-    if len(view) != len(head) + layout.body_bytes or view[: len(head)] != head:
+    if len(view) != len(head) + layout.pieces_bytes or view[: len(head)] != head:
         raise HeaderError(
-            "not a body of this set's layout", where=where, expected=f"{layout.dtype} {layout.body_shape}"
+            "not pieces of this set's layout", where=where, expected=f"{layout.dtype} {layout.pieces_shape}"
         )
-    return np.frombuffer(view[len(head) :], BIT_DTYPE[layout.dtype]).reshape(layout.body_shape)
+    return np.frombuffer(view[len(head) :], BIT_DTYPE[layout.dtype]).reshape(layout.pieces_shape)
 
 
 def decode_scales(data: Buffer, layout: Layout, *, where: str) -> NDArray[np.float32]:
@@ -146,6 +158,19 @@ def decode_scales(data: Buffer, layout: Layout, *, where: str) -> NDArray[np.flo
 def decode_delta(data: Buffer, width: int, *, where: str) -> NDArray[np.float32]:
     """The delta (width,), a view on ``data``."""
     return decode_npy(memoryview(data), (width,), where=where)
+
+
+def decode_source(data: Buffer, *, where: str) -> tuple[bytes, bytes]:
+    """The source file's header and config, see :func:`encode_source`.
+
+    Raises:
+        HeaderError: The member holds something else.
+    """
+    arrays = decode_arrays(memoryview(data), where=where)
+    shapes = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
+    if shapes != dict.fromkeys(("header", "config"), (np.dtype(np.uint8), 1)):
+        raise HeaderError("not a source's header and config", where=where, got=f"{sorted(arrays)}")
+    return arrays["header"].tobytes(), arrays["config"].tobytes()
 
 
 def decode_texts(
@@ -175,7 +200,7 @@ def decode_texts(
 def fixed_sizes(layout: Layout, delta_width: int) -> dict[str, int]:
     """Bytes of the members whose size the layout fixes."""
     return {
-        "body": len(body_header(layout)) + layout.body_bytes,
+        "pieces": len(pieces_header(layout)) + layout.pieces_bytes,
         "scales": len(npy_header((layout.num_tokens, 2))) + 8 * layout.num_tokens,
         "delta": len(npy_header((delta_width,))) + 4 * delta_width,
     }

@@ -95,7 +95,10 @@ SAMPLE: Final[Schema] = {
     "lora_dropout": float,
     "task_type": str,
     "modules": Rows({"name": str, "rank": int, "scaling": float}, least=1),
+    "weights_file": Form(re.compile(r"[^/\0]+\.safetensors"), "the name of a safetensors file"),
+    "text_source": ("prompts.json", "probes", "texts-dir", "name"),
     "source_digest": _DIGEST,
+    "exact": bool,
     "source_dtype": tuple(SAFETENSORS_DTYPE),
     "has_delta": bool,
     "delta": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,15 @@ from llgbm_shards.errors import MEND, DamageError, HeaderError, UsageError
 from llgbm_shards.held import HeldShard, Identity, identities, identity_in
 from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
-from llgbm_shards.members import KEY, SUFFIX, decode_body, decode_delta, decode_scales, decode_texts
+from llgbm_shards.members import (
+    KEY,
+    SUFFIX,
+    decode_delta,
+    decode_pieces,
+    decode_scales,
+    decode_source,
+    decode_texts,
+)
 from llgbm_shards.names import INDEX_NAME, PACK_DIRECTORY, RECORD_NAME
 from llgbm_shards.record import (
     MAX_RECORD_BYTES,
@@ -65,10 +73,11 @@ class Sample:
     """One decoded sample; absent fields are None. Arrays are views on the bytes that were read."""
 
     key: str
-    body: NDArray[Any] | None
+    pieces: NDArray[Any] | None  # bits, (N, r, chunk)
     scales: NDArray[np.float32] | None
     texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] | None
     delta: NDArray[np.float32] | None
+    source: tuple[bytes, bytes] | None  # header of the weights file, adapter_config.json
     json: dict[str, Any]
 
 
@@ -317,15 +326,18 @@ def decode_sample(key: str, data: dict[str, bytes], record: CommitRecord) -> Sam
     """
     layout = record.layout
     info = load_json(data["json"], where="json", max_bytes=MAX_JSON_BYTES)
-    texts, delta = data.get("texts"), data.get("delta")
-    return Sample(
-        key=key,
-        body=decode_body(data["body"], layout, where=SUFFIX["body"]),
-        scales=decode_scales(data["scales"], layout, where=SUFFIX["scales"]),
-        texts=None if texts is None else decode_texts(texts, record.texts["forms"], where=SUFFIX["texts"]),
-        delta=None if delta is None else decode_delta(delta, record.delta_width, where=SUFFIX["delta"]),
-        json=info,
-    )
+    decoders: dict[str, Callable[..., Any]] = {
+        "pieces": functools.partial(decode_pieces, layout=layout),
+        "scales": functools.partial(decode_scales, layout=layout),
+        "texts": functools.partial(decode_texts, forms=record.texts["forms"]),
+        "delta": functools.partial(decode_delta, width=record.delta_width),
+        "source": decode_source,
+    }
+    members = {
+        field: decode(data[field], where=SUFFIX[field]) if field in data else None
+        for field, decode in decoders.items()
+    }
+    return Sample(key=key, **members, json=info)
 
 
 def read_record(path: Path) -> CommitRecord:

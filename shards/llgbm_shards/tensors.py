@@ -31,7 +31,7 @@ DTYPE_BITS: Final = {
 #: How the tensors that this project writes look in numpy; bf16 is uint16 bits.
 NUMPY_DTYPE: Final[dict[str, np.dtype[Any]]] = {
     "BF16": np.dtype("<u2"), "F16": np.dtype("<u2"), "F32": np.dtype("<u4"),
-    "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1"),
 }  # fmt: skip
 ALIGNMENT: Final = 64
 MAX_HEADER_BYTES: Final = 1 << 20

@@ -77,7 +77,7 @@ def stock(path: Path, workers: int) -> Callable[[], int]:
     from safetensors.torch import load
 
     def decode(sample: dict[str, bytes]) -> tuple[torch.Tensor, str]:
-        return load(sample["body.safetensors"])["body"], sample["__key__"]
+        return load(sample["pieces.safetensors"])["pieces"], sample["__key__"]
 
     shards = [str(shard) for shard in sorted(path.glob("train-*.tar"))]
     dataset = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).map(decode)

@@ -1,4 +1,4 @@
-"""Time to tokenize a 1.5B-shaped bf16 adapter: BodyEncoder against a loop over pieces with torch, one thread.
+"""Time to tokenize a 1.5B-shaped bf16 adapter: PieceEncoder against a loop over pieces with torch, one thread.
 
 Run with ``python tests/bench/bench_tokenize.py``; prints both medians and their ratio.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_pack.tokenize.module_table import make_layout
 
 WIDTHS = {
@@ -69,9 +69,9 @@ def measure(times: int = 5) -> dict[str, float]:
     pairs = make_pairs()
     shapes = {name: (RANK, low.shape[1], high.shape[0]) for name, (low, high) in pairs.items()}
     layout = make_layout(shapes, dtype="bfloat16", chunk=CHUNK)
-    body = torch.zeros(layout.body_shape, dtype=torch.bfloat16)
+    body = torch.zeros(layout.pieces_shape, dtype=torch.bfloat16)
     scales = torch.zeros(layout.num_tokens, 2)
-    encoder = BodyEncoder(layout)
+    encoder = PieceEncoder(layout)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -87,7 +87,7 @@ def main() -> None:
     got = measure()
     print(
         f"tokenize 1.5B bf16, one thread: loop {got['loop_ms']:.1f} ms, "
-        f"BodyEncoder {got['encoder_ms']:.1f} ms, {got['ratio']:.1f}x"
+        f"PieceEncoder {got['encoder_ms']:.1f} ms, {got['ratio']:.1f}x"
     )
 
 

@@ -16,7 +16,7 @@ def adapter(data: bytes) -> None:
     from llgbm_pack.sources.adapter import parse_adapter
 
     head = len(data).to_bytes(8, "little") + data
-    parse_adapter(head, len(head) + _extent(data), "x.safetensors", None, alpha=16.0)
+    parse_adapter(head, len(head) + _extent(data), "x.safetensors", None, "", alpha=16.0)
 
 
 def _extent(data: bytes) -> int:

@@ -42,7 +42,7 @@ def _of_a_set(directory: Path) -> dict[str, bytes]:
         "index-about": encode_index(columns, fields, written.record.about()),
         "rows": _json(rows),
         "sample": raw["json"],
-        "body": raw["body.safetensors"],
+        "pieces": raw["pieces.safetensors"],
         "texts": raw["texts.safetensors"],
         "member-scales": b"\0" + raw["scales.npy"],
         "member-texts": b"\1" + raw["texts.safetensors"],

@@ -158,7 +158,7 @@ RECORDS: dict[str, Callable[[Path], None]] = {
     "index with a negative offset": with_index(lambda s: _index(s, offset=lambda rows: [-512] * len(rows))),
     "index with an offset of 2**62": with_index(lambda s: _index(s, offset=lambda rows: [2**62] * len(rows))),
     "index with a size of 2**62": with_index(
-        lambda s: _index(s, **{"body.size": lambda rows: [2**62] * len(rows)})
+        lambda s: _index(s, **{"pieces.size": lambda rows: [2**62] * len(rows)})
     ),
     "index with a path for a shard": with_index(
         lambda s: _index(s, shard=lambda rows: ["../../../../etc/passwd"] * len(rows))

@@ -27,7 +27,7 @@ def test_stock_webdataset_gives_the_same_samples(tmp_path):
     count = 0
     for sample, batch in zip(stock, loader, strict=True):
         assert sample["__key__"] == batch["keys"][0]
-        body = load(sample["body.safetensors"])["body"]
+        body = load(sample["pieces.safetensors"])["pieces"]
         assert torch.equal(body.view(torch.int16), batch["tokens"][0].view(torch.int16))
         assert np.array_equal(np.load(io.BytesIO(sample["scales.npy"])), batch["scales"][0])
         assert np.array_equal(np.load(io.BytesIO(sample["delta.npy"])), batch["delta"][0])

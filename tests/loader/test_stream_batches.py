@@ -21,7 +21,7 @@ _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def _body(sample, layout):
-    signed = sample.body.view(f"<i{layout.itemsize}").copy()
+    signed = sample.pieces.view(f"<i{layout.itemsize}").copy()
     return torch.from_numpy(signed).view(_TORCH[layout.dtype])
 
 
@@ -134,7 +134,7 @@ def test_only_named_fields_come_and_only_their_bytes_are_read(tmp_path, fields):
     want = {name for field in fields for name in names[field]} | {"valid", "keys"}
     for batch in loader:
         assert set(batch) == want
-    body = 8 * made.layout.body_bytes
+    body = 8 * made.layout.pieces_bytes
     assert (loader.stats().bytes_read > body) == ("tokens" in fields)
 
 

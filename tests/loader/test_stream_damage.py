@@ -91,7 +91,7 @@ def test_every_flipped_byte_of_a_sample_is_found_or_outside_of_what_was_read(tmp
 
 def test_skip_makes_an_invalid_row_and_the_others_are_whole(made):
     good = next(iter(_loader(made)))
-    extent = _extents(made)["body"]
+    extent = _extents(made)["pieces"]
     _flip(made, extent.shard, extent.offset + extent.size - 1)
     loader = _loader(made, on_bad_sample="skip")
     bad, _ = list(loader)
@@ -116,7 +116,7 @@ def test_skip_has_a_limit(made):
 
 
 def test_a_damaged_sample_counts_once_however_many_epochs_it_comes_in(made):
-    extent = _extents(made)["body"]
+    extent = _extents(made)["pieces"]
     _flip(made, extent.shard, extent.offset)
     loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
     for _ in range(4):
@@ -128,12 +128,12 @@ def test_a_damaged_sample_counts_once_however_many_epochs_it_comes_in(made):
 
 def test_a_batch_beyond_the_limit_is_not_delivered_and_the_error_names_its_cause(made):
     for number in (3, 7, 8):
-        extent = _extents(made, number)["body"]
+        extent = _extents(made, number)["pieces"]
         _flip(made, extent.shard, extent.offset)
     loader = _loader(made, on_bad_sample="skip", max_bad_samples=1)
     with pytest.raises(DamageError, match="not the member that the index names; too many") as caught:
         list(loader)
-    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["body"])
+    assert (caught.value.key, caught.value.member) == (extent.key, SUFFIX["pieces"])
     assert "max_bad_samples" in str(caught.value)
     assert "llgbm-pack repair" in str(caught.value)
     stats = loader.stats()
@@ -183,7 +183,7 @@ def test_verification_can_be_off_or_of_the_first_epoch(made, monkeypatch):
     # Bits that rot leave the file's times as they are; a test cannot.
     rotten = classmethod(lambda cls, status: cls(status.st_ino, status.st_size, 0, 0))
     monkeypatch.setattr(Identity, "of", rotten)
-    extent = _extents(made)["body"]
+    extent = _extents(made)["pieces"]
     offset = extent.offset + extent.size - 1
     loader = _loader(made, verify="first-epoch")
     assert len(list(loader)) == 2
@@ -201,7 +201,7 @@ def test_the_first_epoch_vouches_for_no_sample_that_was_not_read(made, ranks, ba
     read = {batch["keys"][0] for _, batch in zip(range(batches), loader, strict=False)}
     for number, sample in enumerate(made.samples):
         if sample.key not in read:
-            extent = _extents(made, number)["body"]
+            extent = _extents(made, number)["pieces"]
             _flip(made, extent.shard, extent.offset + extent.size - 1)
     loader.set_epoch(1)
     with pytest.raises(DamageError):

@@ -101,7 +101,7 @@ def test_padding_is_where_the_layout_and_the_ranks_say(out):
         sample = opened.read_sample(number)
         ranks = tuple(module["rank"] for module in sample.json["modules"])
         mask = padding_mask(opened.layout, ranks)
-        np.testing.assert_array_equal(mask, sample.body == 0x7FC0)
+        np.testing.assert_array_equal(mask, sample.pieces == 0x7FC0)
         assert mask.any()
     layout = dataclasses.replace(small_layout(rank=3))
     assert padding_mask(layout, (3, 0)).sum(axis=(1, 2)).tolist() == [0, 0, 0, 12, 12, 12]
@@ -129,14 +129,14 @@ def test_wrong_values_of_a_body_are_named(out, where, bits, expected):
         places = {"padding": mask, "value": ~mask & ~still, "still": still}[where]
         if number != 2 if where != "still" else not still.any():
             return data
-        raw = bytearray(data["body"])
-        body = np.frombuffer(raw, "<u2", offset=len(raw) - sample.body.nbytes).reshape(sample.body.shape)
+        raw = bytearray(data["pieces"])
+        body = np.frombuffer(raw, "<u2", offset=len(raw) - sample.pieces.nbytes).reshape(sample.pieces.shape)
         body[tuple(np.argwhere(places)[0])] = bits
-        return {**data, "body": bytes(raw)}
+        return {**data, "pieces": bytes(raw)}
 
     rewrite(out, edit)
     [(member, what)] = faults(out)
-    assert member == "body.safetensors"
+    assert member == "pieces.safetensors"
     assert what.startswith(f"{expected}: 1 values, the first in token ")
 
 
@@ -168,7 +168,7 @@ def test_scales_of_an_absent_module_are_zero(out):
     edit_json(out, absent)
     found = {(member, what.partition(":")[0]) for member, what in faults(out)}
     assert ("scales.npy", "not (0, 0) for an absent module") in found
-    assert ("body.safetensors", "padding is not the one NaN pattern") in found
+    assert ("pieces.safetensors", "padding is not the one NaN pattern") in found
 
 
 def test_ids_outside_the_vocabulary_and_other_counts_of_texts_are_named(out):

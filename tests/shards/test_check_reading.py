@@ -42,7 +42,7 @@ def test_unreadable_bytes_are_kept_apart_from_damage_and_hide_no_other(made, mon
     report = check(made.path, workers=1)
     unreadable = [finding for finding in report.findings if finding.shard == FIRST]
     assert [(finding.key, finding.member, finding.kind) for finding in unreadable] == [
-        (extent.key, "body.safetensors", "unreadable")
+        (extent.key, "pieces.safetensors", "unreadable")
     ]
     assert "Input/output error" in unreadable[0].what
     assert report.exit_code == 3
@@ -62,7 +62,7 @@ def test_a_read_that_is_right_the_second_time_is_transient_and_the_set_sound(mad
     monkeypatch.setattr(scan.os, "preadv", _Faulty(extent.offset, times=1, error=error))
     report = check(made.path, workers=1)
     [finding] = [finding for finding in report.findings if finding.shard == FIRST]
-    assert (finding.key, finding.member, finding.kind) == (extent.key, "body.safetensors", "transient")
+    assert (finding.key, finding.member, finding.kind) == (extent.key, "pieces.safetensors", "transient")
     assert finding.what.startswith("right when it was read again")
     assert report.sound
     assert report.exit_code == 0

@@ -45,8 +45,8 @@ def test_its_digest_is_that_of_its_other_fields(raw):
 
 
 def test_shard_digest_is_that_of_its_lines():
-    members = [("k.body.safetensors", 12, "ab" * 32), ("k.json", 3, "cd" * 32)]
-    text = f"k.body.safetensors\t12\t{'ab' * 32}\nk.json\t3\t{'cd' * 32}\n"
+    members = [("k.pieces.safetensors", 12, "ab" * 32), ("k.json", 3, "cd" * 32)]
+    text = f"k.pieces.safetensors\t12\t{'ab' * 32}\nk.json\t3\t{'cd' * 32}\n"
     assert shard_digest(members) == blake3(text.encode()).hexdigest()
 
 
@@ -93,7 +93,7 @@ def test_another_format_is_named(raw):
         (("modules", 0, "tokens_a"), 99),
         (("modules", 1, "first_token"), 0),
         (("modules",), {}),
-        (("members",), ["body"]),
+        (("members",), ["pieces"]),
         (("members",), ["json", "delta", "texts", "scales", "body"]),
         (("members",), "body"),
         (("texts", "pad_id"), 1000),

@@ -50,17 +50,17 @@ def test_keys_are_those_of_the_format():
 def test_body_and_scales_come_back_to_the_bit(dtype):
     layout = small_layout(dtype=dtype)
     rng = np.random.default_rng(0)
-    body = rng.integers(0, 2**16, layout.body_shape).astype(BIT_DTYPE[dtype])
+    body = rng.integers(0, 2**16, layout.pieces_shape).astype(BIT_DTYPE[dtype])
     scales = rng.standard_normal((layout.num_tokens, 2), np.float32)
-    raw = joined(codec.encode_body(body, layout))
-    assert len(raw) - layout.body_bytes == len(codec.body_header(layout))
-    assert len(codec.body_header(layout)) % 64 == 0
-    np.testing.assert_array_equal(codec.decode_body(raw, layout, where="x"), body)
+    raw = joined(codec.encode_pieces(body, layout))
+    assert len(raw) - layout.pieces_bytes == len(codec.pieces_header(layout))
+    assert len(codec.pieces_header(layout)) % 64 == 0
+    np.testing.assert_array_equal(codec.decode_pieces(raw, layout, where="x"), body)
     np.testing.assert_array_equal(
         codec.decode_scales(joined(codec.encode_scales(scales, layout)), layout, where="x"), scales
     )
     sizes = codec.fixed_sizes(layout, 7)
-    assert sizes["body"] == len(raw)
+    assert sizes["pieces"] == len(raw)
     assert sizes["scales"] == codec.encode_scales(scales, layout).size
     assert sizes["delta"] == codec.encode_delta(np.zeros(7, np.float32)).size
 
@@ -113,7 +113,11 @@ def test_mutated_members_are_refused_or_decode_to_the_shape_of_the_record(data):
     layout = small_layout()
     ids = (np.arange(4, dtype=np.int32), np.array([0, 1, 4], np.int64))
     members = {
-        "body": (codec.encode_body(np.zeros(layout.body_shape, "<u2"), layout), codec.decode_body, layout),
+        "pieces": (
+            codec.encode_pieces(np.zeros(layout.pieces_shape, "<u2"), layout),
+            codec.decode_pieces,
+            layout,
+        ),
         "scales": (codec.encode_scales(np.zeros((6, 2), np.float32), layout), codec.decode_scales, layout),
         "delta": (codec.encode_delta(np.zeros(5, np.float32)), codec.decode_delta, 5),
         "texts": (codec.encode_texts({"prompt": ids}), codec.decode_texts, ["prompt"]),
@@ -142,7 +146,7 @@ def test_mutated_members_are_refused_or_decode_to_the_shape_of_the_record(data):
 )
 def test_arrays_that_do_not_fit_the_layout_are_not_written(body):
     with pytest.raises(HeaderError, match="does not fit the layout"):
-        codec.encode_body(body, small_layout())
+        codec.encode_pieces(body, small_layout())
 
 
 def test_pickles_and_object_arrays_have_no_way_in(tmp_path):

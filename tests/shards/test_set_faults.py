@@ -63,7 +63,7 @@ def test_foreign_shard_in_the_place_of_one_is_named(made, tmp_path):
     other = write_set(tmp_path / "other", 12, shard_samples=5, seed=1, prefix="elsewhere")
     shutil.copy(other.path / FIRST, made.path / FIRST)
     whats = [what for shard, _, what in found(made.path) if "size" not in what]
-    first = f"{other.samples[0].key}.body.safetensors"
+    first = f"{other.samples[0].key}.pieces.safetensors"
     assert whats == [
         f"not the shard of this name: a sound shard of another set, which begins with {first}",
     ]

@@ -122,7 +122,7 @@ def test_huge_declared_size_is_refused_without_reading_it(tmp_path):
 
 
 def test_the_profile_is_what_gnu_tar_writes_as_ustar(tmp_path):
-    content = [("k.body.safetensors", bytes(1000)), ("k.json", b"{}\n")]
+    content = [("k.pieces.safetensors", bytes(1000)), ("k.json", b"{}\n")]
     for name, data in content:
         (tmp_path / name).write_bytes(data)
     options = [
@@ -143,11 +143,11 @@ def test_the_profile_is_what_gnu_tar_writes_as_ustar(tmp_path):
 
 
 def test_gnu_tar_lists_and_extracts_the_same_bytes(tmp_path):
-    content = [("k.body.safetensors", os.urandom(1000)), ("k.json", b"{}\n")]
+    content = [("k.pieces.safetensors", os.urandom(1000)), ("k.json", b"{}\n")]
     path = tmp_path / "x.tar"
     path.write_bytes(tar(content))
     listed = subprocess.run(["tar", "tf", path], capture_output=True, check=True)
-    assert listed.stdout.decode().split() == ["k.body.safetensors", "k.json"]
+    assert listed.stdout.decode().split() == ["k.pieces.safetensors", "k.json"]
     assert listed.stderr == b""
     subprocess.run(["tar", "xf", path, "-C", tmp_path], check=True)
     for name, data in content:

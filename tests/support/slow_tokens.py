@@ -71,6 +71,29 @@ def slow_body(
     return np.stack(bodies), np.stack(scales)
 
 
+def slow_pieces(
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], names: list[str], rank: int, chunk: int, dtype: str
+) -> torch.Tensor:
+    """Pieces (N, rank, chunk) with NaN padding, a value at a time; a name that is not there is padding."""
+    widths = {name: (low.shape[1], high.shape[0]) for name, (low, high) in pairs.items()}
+    pieces = []
+    for name in names:
+        for matrix, width in zip((pairs[name][0], pairs[name][1].T), widths[name], strict=True):
+            for number in range(math.ceil(width / chunk)):
+                token = torch.full((rank, chunk), math.nan, dtype=getattr(torch, dtype))
+                part = matrix[:, number * chunk : (number + 1) * chunk]
+                token[: part.shape[0], : part.shape[1]] = part
+                pieces.append(token)
+    return torch.stack(pieces)
+
+
+def plain_nan(values: torch.Tensor) -> torch.Tensor:
+    """The same values, every NaN in the one pattern of padding: arithmetic gives it another on some processors."""
+    bits = values.view(torch.int32 if values.itemsize == 4 else torch.int16)
+    padding = {torch.bfloat16: 0x7FC0, torch.float16: 0x7E00, torch.float32: 0x7FC00000}[values.dtype]
+    return bits.masked_fill(values.isnan(), padding).view(values.dtype)
+
+
 def bits_of(values: np.ndarray | torch.Tensor, dtype: str) -> torch.Tensor:
     """The bit patterns of values in a dtype that holds them; the reference's NaN as the one pattern of padding."""
     integers = torch.int32 if dtype == "float32" else torch.int16

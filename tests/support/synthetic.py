@@ -18,10 +18,11 @@ from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, Layout, Module
 from llgbm_shards.members import (
     EncodedMember,
-    encode_body,
     encode_delta,
     encode_json,
+    encode_pieces,
     encode_scales,
+    encode_source,
     encode_texts,
     sample_key,
 )
@@ -49,7 +50,7 @@ class Written:
     split: str
     task: str
     shard: str
-    body: NDArray[Any]  # bits, (N, r, chunk)
+    pieces: NDArray[Any]  # bits, (N, r, chunk)
     scales: NDArray[np.float32]
     texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]
     delta: NDArray[np.float32] | None
@@ -119,7 +120,7 @@ def write_set(
         tasks: Tasks, dealt out in turn.
         delta_width: Width of deltas; 0 writes a set without them.
         texts: Whether there are texts.
-        zero_std: Whether every third piece has std 0 (and body 0), and sample 1's last piece is padding.
+        zero_std: Whether every third piece has std 0 (and is its mean), and sample 1's last piece is padding.
         seed: Seed of the content.
         prefix: First part of the checkpoints' paths, so that two sets have different keys.
         text_counts: Numbers of texts, dealt out in turn.
@@ -147,7 +148,8 @@ def write_set(
                 has_delta,
             )
         )
-    fields = ["body", "scales", *(["texts"] if texts else []), *(["delta"] if delta_width else []), "json"]
+    fields = ["pieces", "scales", *(["texts"] if texts else []), *(["delta"] if delta_width else [])]
+    fields += ["source", "json"]
     rows: list[dict[str, Any]] = []
     shards: list[ShardEntry] = []
     final: list[Written] = []
@@ -200,19 +202,15 @@ def _make(
     has_delta: Callable[[int], bool],
 ) -> Written:
     task = tasks[number % len(tasks)]
-    bits = BIT_DTYPE[layout.dtype]
-    values = rng.standard_normal(layout.body_shape, np.float32)
-    body = values.view("<u4").copy()
-    if layout.dtype == "bfloat16":
-        body = (body >> 16).astype(bits)
-    elif layout.dtype == "float16":
-        body = values.astype(np.float16).view(bits)
+    values = rng.standard_normal(layout.pieces_shape, np.float32)
+    pieces = _bits(values, layout.dtype)
     scales = np.abs(rng.standard_normal((layout.num_tokens, 2), np.float32)) + np.float32(0.01)
+    scales = _values(_bits(scales, layout.dtype), layout.dtype)
     if zero_std:
         scales[::3, 1] = 0
-        body[::3] = 0
+        pieces[::3] = _bits(scales[::3, 0], layout.dtype)[:, None, None]
         if number == 1:
-            scales[-1], body[-1] = 0, PADDING_BITS[layout.dtype]
+            scales[-1], pieces[-1] = 0, PADDING_BITS[layout.dtype]
     there = delta_width > 0 and has_delta(number)
     delta = rng.standard_normal(delta_width, np.float32) if there else np.zeros(delta_width, np.float32)
     return Written(
@@ -220,12 +218,25 @@ def _make(
         split=split,
         task=task,
         shard="",
-        body=body,
+        pieces=pieces,
         scales=scales,
         texts=_make_texts(text_counts[number % len(text_counts)], rng) if texts else {},
         delta=delta if delta_width else None,
         has_delta=there,
     )
+
+
+def _bits(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """The bits of values in a dtype, cut off rather than rounded."""
+    if dtype == "bfloat16":
+        return (values.view("<u4") >> 16).astype(BIT_DTYPE[dtype])
+    return (values.astype(np.float16) if dtype == "float16" else values.copy()).view(BIT_DTYPE[dtype])
+
+
+def _values(bits: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    if dtype == "bfloat16":
+        return (bits.astype("<u4") << 16).view("<f4")
+    return bits.view("<f2" if dtype == "float16" else "<f4").astype("<f4")
 
 
 def _make_texts(
@@ -241,11 +252,12 @@ def _make_texts(
 
 def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
     """The members of a sample, in tar order."""
-    members = [encode_body(sample.body, layout), encode_scales(sample.scales, layout)]
+    members = [encode_pieces(sample.pieces, layout), encode_scales(sample.scales, layout)]
     if sample.texts:
         members.append(encode_texts(sample.texts))
     if sample.delta is not None:
         members.append(encode_delta(sample.delta))
+    members.append(encode_source(b"header of " + sample.key.encode(), b""))
     info = {
         "checkpoint": sample.key,
         "task": sample.task,
@@ -256,7 +268,10 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "lora_dropout": 0.0,
         "task_type": "CAUSAL_LM",
         "modules": [{"name": m.name, "rank": layout.rank, "scaling": 2.0} for m in layout.modules],
+        "weights_file": "adapter_model.safetensors",
+        "text_source": "name",
         "source_digest": "00" * 32,
+        "exact": True,
         "source_dtype": layout.dtype,
         "has_delta": sample.has_delta,
         "delta": {

@@ -11,21 +11,21 @@ import torch
 
 from llgbm_pack.packing import pool_worker
 from llgbm_pack.plan.values import ShardJob
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.encode import PieceEncoder
 
 
 def pack_and_count(number: int, job: ShardJob) -> None:
     """Leave torch's and the text tokenizers' counts with the first checkpoint of the shard."""
     counts: dict[str, Any] = {"texts": os.environ.get("RAYON_NUM_THREADS")}
-    encode = BodyEncoder.encode
+    encode = PieceEncoder.encode
 
-    def watched(self: BodyEncoder, *args: Any) -> None:
+    def watched(self: PieceEncoder, *args: Any) -> None:
         counts["torch"] = torch.get_num_threads()
         encode(self, *args)
 
-    BodyEncoder.encode = watched  # type: ignore[method-assign]
+    PieceEncoder.encode = watched  # type: ignore[method-assign]
     try:
         pool_worker.pack(number, job)
     finally:
-        BodyEncoder.encode = encode  # type: ignore[method-assign]
+        PieceEncoder.encode = encode  # type: ignore[method-assign]
     Path(job.samples[0].weights.parent, "threads.json").write_text(json.dumps(counts))

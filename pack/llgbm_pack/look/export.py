@@ -145,9 +145,9 @@ def _alpha(module: dict[str, Any], alpha: float, rslora: bool) -> float | int:
 
 def _weights(sample: Sample, layout: Layout) -> dict[str, torch.Tensor]:
     """PEFT key -> tensor."""
-    if sample.body is None or sample.scales is None:
+    if sample.pieces is None or sample.scales is None:
         raise DamageError("the sample has no weights", key=sample.key)
-    bits = torch.from_numpy(sample.body.copy().view("<i4" if layout.itemsize == 4 else "<i2"))
+    bits = torch.from_numpy(sample.pieces.copy().view("<i4" if layout.itemsize == 4 else "<i2"))
     dtype = TORCH_DTYPE[layout.dtype]
     ranks = {module["name"]: module["rank"] for module in sample.json["modules"]}
     pairs = decode_body(bits.view(dtype), torch.from_numpy(sample.scales.copy()), layout, ranks=ranks)

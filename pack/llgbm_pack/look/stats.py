@@ -169,8 +169,8 @@ def _specs(layout: Layout, groups: Sequence[str]) -> dict[str, tuple[str, tuple[
     tokens = (layout.num_tokens,)
     for group in groups:
         for name in ("element.mean", "element.std"):
-            specs[group + name] = ("F32", layout.body_shape)
-        specs[group + "element.count"] = ("I32", layout.body_shape)
+            specs[group + name] = ("F32", layout.pieces_shape)
+        specs[group + "element.count"] = ("I32", layout.pieces_shape)
         for name in ("token.mean", "token.std", "criterion.weights"):
             specs[group + name] = ("F32", tokens)
     return specs

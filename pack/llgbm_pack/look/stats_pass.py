@@ -17,7 +17,7 @@ import xxhash
 
 from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.errors import DamageError, UsageError
-from llgbm_shards.members import SUFFIX, body_header
+from llgbm_shards.members import SUFFIX, pieces_header
 from llgbm_shards.shardset import MemberExtent, ShardSet
 from llgbm_shards.storage import read_into, storage_errors
 
@@ -43,7 +43,7 @@ class Pass:
         rows = opened.index().to_pylist()
         if not rows:
             raise UsageError("the set has no samples", where=str(opened.path))
-        body = opened.record.members.index("body")
+        body = opened.record.members.index("pieces")
         self._bodies = [
             extents[body] for entry in opened.record.shards for extents in opened.shard_extents(entry.name)
         ]
@@ -51,7 +51,7 @@ class Pass:
         self.groups = ["", *(f"task.{task}." for task in tasks)]
         group = {task: number for number, task in enumerate(tasks, 1)}
         self._members = [[0, *([group[row["task"]]] if by_task else [])] for row in rows]
-        head = body_header(self._layout)
+        head = pieces_header(self._layout)
         self._head_size = len(head)
         self._hashes = [xxhash.xxh3_64(head) for _ in rows]
 

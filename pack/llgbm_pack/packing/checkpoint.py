@@ -17,11 +17,12 @@ from llgbm_pack.packing.sample_json import columns, describe
 from llgbm_pack.packing.threads import one_thread
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.adapter import Adapter, parse_adapter
+from llgbm_pack.sources.adapter_config import read_config
 from llgbm_pack.sources.texts import CheckpointTexts, Text, read_texts
 from llgbm_pack.sources.weights_file import Source, SourceReader
 from llgbm_pack.tokenize.casts import Casts
 from llgbm_pack.tokenize.conditions import ConditionEncoder
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_shards import members as codec
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
@@ -52,7 +53,7 @@ class Packer:
     """Packs checkpoints one after another; holds the buffers they share.
 
     Each result uses these buffers, so it must be written before the next checkpoint is packed. Peak memory is
-    one source file and one body.
+    one source file and its pieces.
 
     Args:
         context: What all jobs of the build share.
@@ -63,10 +64,10 @@ class Packer:
         self.context = context
         layout = context.layout
         self._reader = SourceReader()
-        self._encoder = BodyEncoder(layout)
-        self._body = torch.empty(layout.body_shape, dtype=TORCH_DTYPE[layout.dtype])
+        self._encoder = PieceEncoder(layout)
+        self._pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
         self._scales = torch.empty((layout.num_tokens, 2), dtype=torch.float32)
-        self._casts = Casts(self._body.dtype, layout.chunk)
+        self._casts = Casts(self._pieces.dtype, layout.chunk)
         self._conditions: ConditionEncoder | None = None
         if context.conditions is not None:
             self._conditions = (
@@ -83,8 +84,10 @@ class Packer:
             CheckpointError: It cannot be packed; says why.
         """
         source = self._reader.read(planned.weights)
+        config = None if planned.config is None else read_config(planned.config)
+        config_name = planned.config.name if planned.config else ""
         adapter = parse_adapter(
-            source.head, source.size, planned.weights.name, planned.config, alpha=self.context.alpha
+            source.head, source.size, planned.weights.name, config, config_name, alpha=self.context.alpha
         )
         self._encode_weights(adapter, source)
         texts = self._read_texts(planned)
@@ -101,7 +104,8 @@ class Packer:
         delta = self._read_delta(planned)
         if self.context.delta_width:
             members.append(codec.encode_delta(delta))
-        info = describe(planned, adapter, source, kept, delta, self.context.layout)
+        members.append(codec.encode_source(source.head, b"" if config is None else config))
+        info = describe(planned, adapter, source, kept, texts.source, delta, self.context.layout)
         members.append(_readable(codec.encode_json(info, members)))
         packed.sample = PackedSample(planned.key, members, columns(info))
         return packed
@@ -120,7 +124,7 @@ class Packer:
                 self._casts.cast(pair.a_key, a, across=0),
                 self._casts.cast(pair.b_key, b, across=1),
             )
-        self._encoder.encode(pairs, self._body, self._scales)
+        self._encoder.encode(pairs, self._pieces, self._scales)
 
     def _vanished(self) -> list[str]:
         """What to tell of pieces whose values are all too small for the set's dtype; values in a larger piece are not told."""
@@ -131,9 +135,9 @@ class Packer:
 
     def _weight_members(self) -> list[EncodedMember]:
         layout = self.context.layout
-        bits = self._body.view(torch.int32 if layout.itemsize == 4 else torch.int16).numpy()
-        body = codec.encode_body(bits.view(BIT_DTYPE[layout.dtype]), layout)
-        return [body, codec.encode_scales(self._scales.numpy(), layout)]
+        bits = self._pieces.view(torch.int32 if layout.itemsize == 4 else torch.int16).numpy()
+        pieces = codec.encode_pieces(bits.view(BIT_DTYPE[layout.dtype]), layout)
+        return [pieces, codec.encode_scales(self._scales.numpy(), layout)]
 
     def _read_texts(self, planned: PlannedSample) -> CheckpointTexts:
         context = self.context

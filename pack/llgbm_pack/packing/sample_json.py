@@ -21,6 +21,7 @@ def describe(
     adapter: Adapter,
     source: Source,
     texts: tuple[Text, ...],
+    text_source: str,
     delta: NDArray[np.float32],
     layout: Layout,
 ) -> dict[str, Any]:
@@ -31,7 +32,10 @@ def describe(
         "checkpoint": planned.path,
         "task": planned.task,
         "base_model": planned.base_model,
+        "weights_file": planned.weights.name,
+        "text_source": text_source,
         "source_digest": source.digest,
+        "exact": adapter.dtype == layout.dtype,
         "has_delta": joined is not None,
         "delta": {
             "file": joined.file.name if joined else "",

@@ -38,7 +38,7 @@ class ShardPacker:
         with storage_errors(out / job.name):
             record_path(out, job.name).unlink(missing_ok=True)
         run = _Run(self._packer, job, self._on_sample)
-        expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["body"]
+        expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["pieces"]
         shard = write_shard(out / job.name, run.samples(), expected_bytes=expected)
         if shard is None:
             with storage_errors(out / job.name):

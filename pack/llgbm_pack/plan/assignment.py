@@ -40,18 +40,18 @@ def split_of(seed: int, group: str, fraction: float) -> str:
 
 
 def assign_shards(
-    groups: Sequence[tuple[str, str]], *, body_bytes: int, shard_bytes: int, seed: int, val_fraction: float
+    groups: Sequence[tuple[str, str]], *, pieces_bytes: int, shard_bytes: int, seed: int, val_fraction: float
 ) -> list[Assignment]:
     """Assign samples to shards, train first.
 
     Args:
         groups: (path, group) of each sample; a group is never divided between splits.
-        body_bytes: Bytes of one body.
+        pieces_bytes: Bytes of one sample's pieces.
         shard_bytes: Target bytes of bodies in a shard; a shard has at least one sample.
         seed: Seeds order and split.
         val_fraction: Fraction of groups that goes to ``val``.
     """
-    per_shard = max(1, shard_bytes // max(1, body_bytes))
+    per_shard = max(1, shard_bytes // max(1, pieces_bytes))
     by_split: dict[str, list[str]] = {TRAIN: [], VAL: []}
     for path, group in groups:
         by_split[split_of(seed, group, val_fraction)].append(path)

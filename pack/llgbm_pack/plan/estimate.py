@@ -15,7 +15,9 @@ from llgbm_shards.members import fixed_sizes
 _BYTES_PER_ID: Final = 3
 #: Bytes of a texts member's header per form; of a json less texts and modules; of one text's and one module's braces,
 #: names and numbers there.
-_FORM_BYTES, _JSON_BYTES, _TEXT_BYTES, _MODULE_BYTES = 160, 1200, 25, 40
+_FORM_BYTES, _JSON_BYTES, _TEXT_BYTES, _MODULE_BYTES = 160, 1300, 25, 40
+#: Bytes of a source member less its tensors, most of them config; of one of its two tensors less the module's name.
+_SOURCE_BYTES, _TENSOR_BYTES = 1200, 115
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def estimate_bytes(context: PackContext, texts: Iterable[TextSize], shards: int)
     sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
     names = sum(len(module.name) for module in context.layout.modules)
     sizes["json"] = _JSON_BYTES + names + _MODULE_BYTES * len(context.layout.modules)
+    sizes["source"] = _SOURCE_BYTES + 2 * (names + _TENSOR_BYTES * len(context.layout.modules))
     total = shards * len(ustar.END)
     for found in texts:
         own = {

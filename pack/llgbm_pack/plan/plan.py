@@ -199,7 +199,7 @@ def _jobs(
         if only
         else assign_shards(
             [(sample.path, sample.task if options.split_by == "task" else sample.path) for sample in samples],
-            body_bytes=context.layout.body_bytes,
+            pieces_bytes=context.layout.pieces_bytes,
             shard_bytes=options.shard_bytes,
             seed=options.seed,
             val_fraction=options.split,

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from llgbm_loader.frame import frame_tokens, unframe
+from llgbm_loader.frame import unframe
 from llgbm_pack.raw.values import as_tensor
 from llgbm_pack.sources.peft_keys import pair_keys
-from llgbm_pack.tokenize.encode import BodyEncoder
 from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import Layout
@@ -80,13 +78,7 @@ def _tokenize_to(
     """Tokenize weights to a given layout, as a build does; modules that they lack become padding."""
     keys = pair_keys(tensors, where)
     pairs = {name: (tensors[pair.a], tensors[pair.b]) for name, pair in keys.items()}
-    body = torch.empty(layout.body_shape, dtype=getattr(torch, layout.dtype))
-    scales = torch.empty(layout.num_tokens, 2)
-    BodyEncoder(layout).encode(pairs, body, scales)
-    tokens = frame_tokens(
-        body, scales, frame=tokenizer.frame, zero_std=tokenizer.zero_std, dtype=torch.float32
-    )
-    return tokens, scales
+    return tokenizer.tokenize_pairs(pairs, layout)
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:

@@ -96,11 +96,18 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
             head, size = read_head(weights)
     except HeaderError as error:
         raise error.as_(CheckpointError) from error
-    return parse_adapter(head, size, weights.name, config, alpha=alpha)
+    raw = None if config is None else read_config(config)
+    return parse_adapter(head, size, weights.name, raw, config.name if config else "", alpha=alpha)
 
 
 def parse_adapter(
-    head: bytes, size: int, name: str, config: Path | None, *, alpha: float | None = None
+    head: bytes,
+    size: int,
+    name: str,
+    config: bytes | None,
+    config_name: str,
+    *,
+    alpha: float | None = None,
 ) -> Adapter:
     """As :func:`read_adapter`, from the bytes before the data section of a file that has been read.
 
@@ -108,11 +115,11 @@ def parse_adapter(
         head: Its first bytes.
         size: Bytes of the whole file.
         name: Its name, for messages.
-        config: ``adapter_config.json``; None when there is none.
+        config: The bytes of ``adapter_config.json``; None when there is none.
+        config_name: Its name, for messages.
         alpha: Alpha for an adapter whose config is absent or does not name it.
     """
-    raw = None if config is None else read_config(config)
-    return _parse(head, size, name, raw, "" if config is None else config.name, alpha)
+    return _parse(head, size, name, config, config_name, alpha)
 
 
 # Most adapters of a zoo have the same header and config: parsing them takes longer than reading them.

@@ -1,4 +1,4 @@
-"""From LoRA matrices to a body and its scales."""
+"""From LoRA matrices to pieces and their scales."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llgbm_loader.body import make_body
 from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_pack.tokenize.moments import LARGEST, Float32s, decide, fold_moments
 from llgbm_pack.tokenize.tiles import Binder, Pairs, Work, bits, cut_batches
@@ -20,68 +21,60 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """All views for one set of tensors; used again as long as the same tensors come.
+    """All views for one set of tensors; used again as long as the same tensors come."""
 
-    Attributes:
-        sources: (A, B) per module of the layout, None where absent.
-        body: The body it writes.
-        scales: The scales it writes.
-        work: All tiles, bound to these tensors.
-        padding: Integer views of the body's parts that hold padding.
-    """
-
-    sources: tuple[tuple[Tensor, Tensor] | None, ...]
-    body: Tensor
-    scales: Tensor
-    work: Work
-    padding: tuple[Tensor, ...]
+    sources: tuple[tuple[Tensor, Tensor] | None, ...]  # (A, B) per module of the layout, None where absent
+    pieces: Tensor  # the pieces it writes
+    scales: Tensor  # the scales it writes
+    work: Work  # all tiles, bound to these tensors
+    padding: tuple[Tensor, ...]  # integer views of the parts of the pieces that hold padding
 
 
-class BodyEncoder:
-    """Normalises the pieces of LoRA matrices into a body.
+class PieceEncoder:
+    """Cuts LoRA matrices into pieces, puts them in order, and computes their scales.
 
-    Mean and std of a piece are those that ``llgbm_pack.tokenize.moments`` defines. Then subtraction and division, each
-    rounded to the source's dtype, as Drag-and-Drop-LLMs does it: equal to it to the bit on 16-bit sources.
+    Mean and std of a piece are those that ``llgbm_pack.tokenize.moments`` defines. The pieces are the source's values,
+    bit for bit: :func:`llgbm_loader.body.make_body` makes the body of them.
 
     The views a set of tensors needs are built once and kept: to encode many checkpoints of one layout fast, read
-    each into the same buffer, so that tensors come at the same addresses, and pass the same body and scales. The encoder
-    holds on to the last tensors it was given. It is not for use by two threads at once.
+    each into the same buffer, so that tensors come at the same addresses, and pass the same pieces and scales. The
+    encoder holds on to the last tensors it was given. It is not for use by two threads at once.
 
     Args:
-        layout: The layout of the bodies to make.
+        layout: The layout of the pieces to make.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._dtype = TORCH_DTYPE[layout.dtype]
-        self._binder = Binder(layout, self._dtype)
+        self._binder = Binder(layout)
         self._modules = {module.name: module for module in layout.modules}
         self._plan: _Plan | None = None
 
-    def encode(self, pairs: Pairs, body: Tensor, scales: Tensor) -> None:
-        """Writes the body and scales of one checkpoint.
+    def encode(self, pairs: Pairs, pieces: Tensor, scales: Tensor) -> None:
+        """Writes the pieces and scales of one checkpoint.
 
         Args:
             pairs: Canonical module name to (A (r_i, in), B (out, r_i)), on the CPU, in the layout's dtype, r_i at
                 most the layout's rank. A module that is not named becomes padding with scales (0, 0).
-            body: (N, r, chunk), contiguous, in the layout's dtype; overwritten, padding too.
+            pieces: (N, r, chunk), contiguous, in the layout's dtype; overwritten, padding too.
             scales: (N, 2) float32; overwritten with the mean and std used.
 
         Raises:
-            CheckpointError: A tensor does not fit, holds non-finite values (tensor and count are named), or spans
-                more than its dtype can hold. Body and scales are then partly written.
-            UsageError: ``body`` or ``scales`` have the wrong form.
+            CheckpointError: A tensor does not fit, holds non-finite values (tensor and count are named), or its body
+                would not be finite in its dtype. Pieces and scales are then partly written.
+            UsageError: ``pieces`` or ``scales`` have the wrong form.
         """
         with torch.no_grad():
-            plan = self._plan_for(pairs, body, scales)
+            plan = self._plan_for(pairs, pieces, scales)
             for view in plan.padding:
                 view.fill_(PADDING_BITS[self.layout.dtype])
             self._encode(plan.work, scales)
 
-    def _plan_for(self, pairs: Pairs, body: Tensor, scales: Tensor) -> _Plan:
+    def _plan_for(self, pairs: Pairs, pieces: Tensor, scales: Tensor) -> _Plan:
         plan = self._plan
         modules = self.layout.modules
-        if plan is not None and plan.body is body and plan.scales is scales:
+        if plan is not None and plan.pieces is pieces and plan.scales is scales:
             present = 0
             for module, known in zip(modules, plan.sources, strict=True):
                 pair = pairs.get(module.name)
@@ -92,30 +85,30 @@ class BodyEncoder:
                 if present == len(pairs):
                     return plan
         self._plan = None
-        self._check_targets(body, scales)
+        self._check_targets(pieces, scales)
         for name in sorted(pairs.keys() - self._modules.keys()):
             raise CheckpointError("module is not in the layout", where=name)
-        self._plan = self._bind(pairs, body, scales)
+        self._plan = self._bind(pairs, pieces, scales)
         return self._plan
 
-    def _bind(self, pairs: Pairs, body: Tensor, scales: Tensor) -> _Plan:
+    def _bind(self, pairs: Pairs, pieces: Tensor, scales: Tensor) -> _Plan:
         ranks = {name: self._check_pair(name, pair) for name, pair in pairs.items()}
         batches = cut_batches(self.layout, ranks)
         padding: list[Tensor] = []
         for module in self.layout.modules:
             if module.name not in ranks:
                 end = module.first_token + module.tokens_a + module.tokens_b
-                padding.append(bits(body)[module.first_token : end])
+                padding.append(bits(pieces)[module.first_token : end])
         for cut in (cut for batch in batches for cut in batch):
-            rows = bits(body)[cut.tokens]
+            rows = bits(pieces)[cut.tokens]
             padding += [
                 part for part in (rows[:, cut.rank :], rows[:, : cut.rank, cut.width :]) if part.numel()
             ]
         return _Plan(
             sources=tuple(pairs.get(module.name) for module in self.layout.modules),
-            body=body,
+            pieces=pieces,
             scales=scales,
-            work=self._binder.work(batches, pairs, body),
+            work=self._binder.work(batches, pairs, pieces),
             padding=tuple(padding),
         )
 
@@ -124,6 +117,7 @@ class BodyEncoder:
         for batch in work.batches:
             for tile in batch.tiles:
                 tile.wide.copy_(tile.source)
+                np.copyto(*tile.copy)
             torch.mv(batch.rows, batch.ones, out=batch.sums)
             np.matmul(batch.left, batch.right, out=batch.squares)
         # Squares of 16 and 32 bit floats can neither over- nor underflow in float64.
@@ -135,13 +129,9 @@ class BodyEncoder:
         used = scales.numpy()
         used[:, 0] = mean
         used[:, 1] = std
-        # Exact: the dtype holds these values.
-        work.mean.copy_(scales[:, 0])
-        work.std.copy_(scales[:, 1])
-        _normalise(work, std == 0)
         # No element exceeds the root of the sum of squares, and no difference twice the largest element.
         if 2 * largest**0.5 >= LARGEST[dtype]:
-            _check_range(work, std)
+            _check_range(work, scales)
 
     def _check_pair(self, name: str, pair: tuple[Tensor, Tensor]) -> int:
         module = self._modules[name]
@@ -162,10 +152,10 @@ class BodyEncoder:
             raise CheckpointError("rank is too large", where=name, expected=expected, got=f"{rank}")
         return rank
 
-    def _check_targets(self, body: Tensor, scales: Tensor) -> None:
+    def _check_targets(self, pieces: Tensor, scales: Tensor) -> None:
         rows = (self.layout.num_tokens, 2)
         for where, tensor, shape, dtype in (
-            ("body", body, self.layout.body_shape, self._dtype),
+            ("pieces", pieces, self.layout.pieces_shape, self._dtype),
             ("scales", scales, rows, torch.float32),
         ):
             if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
@@ -190,21 +180,6 @@ def _same(pair: tuple[Tensor, Tensor] | None, known: tuple[Tensor, Tensor] | Non
     )
 
 
-def _normalise(work: Work, constant: Flags) -> None:
-    for tile in work.tiles:
-        zeros = constant[tile.cut.tokens]
-        if zeros.all():
-            tile.body.zero_()
-            continue
-        torch.sub(tile.source, tile.mean, out=tile.centred)
-        torch.div(tile.centred, tile.std, out=tile.centred)
-        if tile.swap is not None:
-            np.copyto(*tile.swap)
-        if zeros.any():
-            # 0 / 0 there, whatever the sign of the zeros.
-            tile.body[torch.from_numpy(zeros)] = 0
-
-
 def _fold_open(work: Work, still_open: Flags, mean: Float32s, std: Float32s, dtype: str) -> None:
     if not still_open.any():
         return
@@ -223,11 +198,14 @@ def _raise_non_finite(work: Work) -> None:
             raise CheckpointError("non-finite weights", where=tile.cut.tensor_name, got=got)
 
 
-def _check_range(work: Work, std: Float32s) -> None:
+def _check_range(work: Work, scales: Tensor) -> None:
     for tile in work.tiles:
-        if not np.isfinite(std[tile.cut.tokens]).all() or not bool(torch.isfinite(tile.body).all()):
+        used = scales[tile.cut.tokens]
+        finite = torch.isfinite(make_body(tile.target, used)).flatten(1).all(1) & torch.isfinite(used).all(1)
+        if not bool(finite.all()):
             largest = LARGEST[str(tile.tensor.dtype).removeprefix("torch.")]
-            expected = f"differences of at most {largest:.6g}"
             raise CheckpointError(
-                "weights spread too far for their dtype", where=tile.cut.tensor_name, expected=expected
+                "weights spread too far for their dtype",
+                where=f"{tile.cut.tensor_name}, piece {int(finite.to(torch.int8).argmin())}",
+                expected=f"differences of at most {largest:.6g}",
             )

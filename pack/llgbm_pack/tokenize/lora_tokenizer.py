@@ -8,15 +8,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from llgbm_loader.frame import FRAMES, ZERO_STDS, frame_tokens, unframe
+from llgbm_loader.frame import FRAMES, ZERO_STDS, unframe
+from llgbm_loader.hostframe import BLOCK_BYTES, HostFramer
+from llgbm_loader.options import ReadOptions
+from llgbm_loader.tokens import TokenPlan
 from llgbm_loader.tensors import TORCH_DTYPE, is_dense, kind_of, require_values
 from llgbm_pack.sources.peft_keys import pair_keys, peft_key
 from llgbm_pack.tokenize.decode import decode_body
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.encode import PieceEncoder
+from llgbm_pack.tokenize.tiles import bits
 from llgbm_pack.tokenize.module_table import MOST_SIZE, make_layout
 from llgbm_shards.arguments import is_one_of, shown, whole_number
 from llgbm_shards.errors import CheckpointError, UsageError
-from llgbm_shards.layout import PADDING_BITS, TOKEN_ORDERS, Layout
+from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, TOKEN_ORDERS, Layout
 
 #: Where keys stand, for messages: a build names the file here.
 _WHERE: Final = "weights"
@@ -84,11 +88,23 @@ class LoraTokenizer2D:
             UsageError: Not a mapping of keys to tensors; ``chunk`` or ``rank`` cannot be used.
         """
         pairs = _pairs(weights)
-        layout = self._layout(pairs)
-        body = torch.empty(layout.body_shape, dtype=TORCH_DTYPE[layout.dtype])
+        return self.tokenize_pairs(pairs, self._layout(pairs))
+
+    def tokenize_pairs(
+        self, pairs: Mapping[str, tuple[Tensor, Tensor]], layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and scales of matrices by canonical module name, to a layout; modules that lack become padding."""
+        pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
         scales = torch.empty(layout.num_tokens, 2)
-        BodyEncoder(layout).encode(pairs, body, scales)
-        tokens = frame_tokens(body, scales, frame=self.frame, zero_std=self.zero_std, dtype=torch.float32)
+        PieceEncoder(layout).encode(pairs, pieces, scales)
+        options = ReadOptions(frame=self.frame, zero_std=self.zero_std, dtype=torch.float32)
+        plan = TokenPlan(layout, options, on_device=False)
+        tokens = torch.empty(plan.shape, dtype=torch.float32)
+        framer = HostFramer(plan, scales.numpy(), tokens)
+        stored = bits(pieces).numpy().view(BIT_DTYPE[layout.dtype])
+        step = max(1, BLOCK_BYTES // max(1, stored[0].nbytes))
+        for first in range(0, layout.num_tokens, step):
+            framer.finish(first, stored[first : first + step])
         return tokens, scales
 
     def detokenize(
@@ -128,7 +144,7 @@ class LoraTokenizer2D:
         return restored if isinstance(like, Layout) else {key: restored[key] for key in like}
 
     def _body_of(self, tokens: Tensor, scales: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
-        shape = layout.body_shape if self.frame == "none" else layout.tokens_shape
+        shape = layout.pieces_shape if self.frame == "none" else layout.tokens_shape
         if tuple(tokens.shape) != shape:
             got = f"{tuple(tokens.shape)}"
             raise UsageError("tokens do not fit the weights", where="tokens", expected=f"{shape}", got=got)

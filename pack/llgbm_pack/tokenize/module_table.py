@@ -90,8 +90,8 @@ def make_layout(
         token += modules[-1].tokens_a + modules[-1].tokens_b
     rank = rank or max(shape[0] for shape in shapes.values())
     layout = Layout(dtype=dtype, rank=rank, chunk=chunk, token_order=token_order, modules=tuple(modules))
-    if layout.body_bytes > MAX_MEMBER_BYTES:
-        expected, got = f"at most {MAX_MEMBER_BYTES} bytes", f"{layout.body_bytes}"
+    if layout.pieces_bytes > MAX_MEMBER_BYTES:
+        expected, got = f"at most {MAX_MEMBER_BYTES} bytes", f"{layout.pieces_bytes}"
         do = "Take a smaller rank or chunk."
         raise UsageError("a body too large for a tar", where="rank, chunk", expected=expected, got=got, do=do)
     return layout

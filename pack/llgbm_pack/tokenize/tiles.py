@@ -60,31 +60,15 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """A cut bound to the memory it reads and writes; P pieces of r rows and w columns.
+    """A cut bound to the memory it reads and writes; P pieces of r rows and w columns."""
 
-    Attributes:
-        cut: Where it lies.
-        tensor: The whole source tensor.
-        source: The pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B.
-        pieces: The same elements as (P, r, w).
-        body: (P, r, w) part of the body.
-        wide: Its part of the batch's float64 scratch, shaped as ``source``.
-        centred: Scratch in the source's dtype shaped as ``source``; the body itself for A.
-        swap: For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed.
-        mean: (P, 1, 1) means in the source's dtype.
-        std: (P, 1, 1) divisors in the source's dtype.
-    """
-
-    cut: Cut
-    tensor: Tensor
-    source: Tensor
-    pieces: Tensor
-    body: Tensor
-    wide: Tensor
-    centred: Tensor
-    swap: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]] | None
-    mean: Tensor
-    std: Tensor
+    cut: Cut  # where it lies
+    tensor: Tensor  # the whole source tensor
+    source: Tensor  # the pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B
+    pieces: Tensor  # the same elements as (P, r, w)
+    target: Tensor  # (P, r, w), where they go
+    copy: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]  # bits of ``target`` and of ``pieces``
+    wide: Tensor  # its part of the batch's float64 scratch, shaped as ``source``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,23 +96,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each.
+    """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each."""
 
-    Attributes:
-        batches: The batches, in token order.
-        counts: Constants of the N pieces.
-        sums: (N,) sums of the elements.
-        squares: (N,) sums of squares.
-        mean: (N,) means in the source's dtype.
-        std: (N,) divisors in the source's dtype.
-    """
-
-    batches: tuple[Batch, ...]
-    counts: Counts
-    sums: Float64s
-    squares: Float64s
-    mean: Tensor
-    std: Tensor
+    batches: tuple[Batch, ...]  # in token order
+    counts: Counts  # constants of the N pieces
+    sums: Float64s  # (N,) sums of the elements
+    squares: Float64s  # (N,) sums of squares
 
     @property
     def tiles(self) -> Iterator[Tile]:
@@ -198,47 +171,41 @@ def _tokens(cuts: list[Cut]) -> slice:
 
 
 class Binder:
-    """Builds tiles: all views of source, scratch and body that the arithmetic needs.
+    """Builds tiles: all views of source, scratch and target that the arithmetic needs.
 
     Args:
         layout: The layout.
-        dtype: The source's dtype.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+    def __init__(self, layout: Layout) -> None:
         largest = max(_BATCH_ELEMENTS, layout.rank * layout.chunk)
         self._ones = torch.ones(layout.rank * layout.chunk, dtype=torch.float64)
         self._wide = torch.zeros(largest, dtype=torch.float64)
-        self._centred = torch.zeros(largest, dtype=dtype)
-        self._mean = torch.zeros(layout.num_tokens, dtype=dtype)
-        self._std = torch.ones(layout.num_tokens, dtype=dtype)
         self._sums = torch.zeros(layout.num_tokens, dtype=torch.float64)
         self._squares = torch.zeros(layout.num_tokens, dtype=torch.float64)
 
-    def work(self, batches: list[list[Cut]], pairs: Pairs, body: Tensor) -> Work:
-        """Binds all cuts to source tensors and a body."""
-        sizes = [1] * len(self._mean)
+    def work(self, batches: list[list[Cut]], pairs: Pairs, target: Tensor) -> Work:
+        """Binds all cuts to source tensors and the pieces they go to."""
+        sizes = [1] * len(self._sums)
         for cut in (cut for batch in batches for cut in batch):
             sizes[cut.tokens] = [_piece_size(cut)] * cut.count
         self._sums.zero_()
         self._squares.zero_()
         return Work(
-            batches=tuple(self._batch(batch, pairs, body) for batch in batches),
+            batches=tuple(self._batch(batch, pairs, target) for batch in batches),
             counts=Counts.of(sizes),
             sums=self._sums.numpy(),
             squares=self._squares.numpy(),
-            mean=self._mean,
-            std=self._std,
         )
 
-    def _batch(self, cuts: list[Cut], pairs: Pairs, body: Tensor) -> Batch:
+    def _batch(self, cuts: list[Cut], pairs: Pairs, target: Tensor) -> Batch:
         size, tokens = _piece_size(cuts[0]), _tokens(cuts)
         count = tokens.stop - tokens.start
         rows = self._wide[: count * size].view(count, size)
         tiles = []
         for cut in cuts:
             first = cut.token - tokens.start
-            tiles.append(self._tile(cut, pairs[cut.module.name], body, rows[first : first + cut.count]))
+            tiles.append(_tile(cut, pairs[cut.module.name], target, rows[first : first + cut.count]))
         return Batch(
             tiles=tuple(tiles),
             rows=rows,
@@ -249,31 +216,26 @@ class Binder:
             squares=self._squares[tokens].numpy()[:, None, None],
         )
 
-    def _tile(self, cut: Cut, pair: tuple[Tensor, Tensor], body: Tensor, wide: Tensor) -> Tile:
-        count, rank, width = cut.count, cut.rank, cut.width
-        tensor = pair[cut.side == "B"].detach()
-        columns = slice(cut.start, cut.start + count * width)
-        tokens = cut.tokens
-        target = body[tokens, :rank, :width]
-        if cut.side == "A":
-            source = pieces = tensor[:, columns].view(rank, count, width).transpose(0, 1)
-            centred = target
-        else:
-            source = tensor[columns].view(count, width, rank)
-            pieces = source.transpose(1, 2)
-            centred = self._centred[: source.numel()].view(source.shape)
-        return Tile(
-            cut=cut,
-            tensor=tensor,
-            source=source,
-            pieces=pieces,
-            body=target,
-            wide=wide.view(source.shape),
-            centred=centred,
-            swap=None if cut.side == "A" else (bits(target).numpy(), bits(centred.transpose(1, 2)).numpy()),
-            mean=self._mean[tokens].view(count, 1, 1),
-            std=self._std[tokens].view(count, 1, 1),
-        )
+
+def _tile(cut: Cut, pair: tuple[Tensor, Tensor], target: Tensor, wide: Tensor) -> Tile:
+    count, rank, width = cut.count, cut.rank, cut.width
+    tensor = pair[cut.side == "B"].detach()
+    columns = slice(cut.start, cut.start + count * width)
+    place = target[cut.tokens, :rank, :width]
+    if cut.side == "A":
+        source = pieces = tensor[:, columns].view(rank, count, width).transpose(0, 1)
+    else:
+        source = tensor[columns].view(count, width, rank)
+        pieces = source.transpose(1, 2)
+    return Tile(
+        cut=cut,
+        tensor=tensor,
+        source=source,
+        pieces=pieces,
+        target=place,
+        copy=(bits(place).numpy(), bits(pieces).numpy()),
+        wide=wide.view(source.shape),
+    )
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ from llgbm_shards.texts import ConditionSpec
 
 #: What a member is made of, for the message when it comes out differently.
 _SOURCE: Final = {
-    "body": "weights",
+    "pieces": "weights",
     "scales": "weights",
     "texts": "texts or text tokenizer",
     "delta": "delta",
+    "source": "weights or config",
     "json": "config, task, texts or delta",
 }
 Row = Mapping[str, Any]

@@ -44,7 +44,7 @@ class Samples:
 def tensors(body: bytes, scales: bytes, shape: list[int]) -> dict[str, torch.Tensor]:
     """Tensors on the bytes of a sample, without a copy: the cheapest decoding there is."""
     return {
-        "body": torch.frombuffer(body, dtype=torch.bfloat16).view(shape),
+        "pieces": torch.frombuffer(body, dtype=torch.bfloat16).view(shape),
         "scales": torch.frombuffer(scales, dtype=torch.float32).view(shape[0], 2),
     }
 
@@ -52,7 +52,7 @@ def tensors(body: bytes, scales: bytes, shape: list[int]) -> dict[str, torch.Ten
 def stacked(samples: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's own collation, which stacks right into shared memory inside a DataLoader's worker."""
     batch = torch.utils.data.default_collate(samples)
-    return batch["body"], batch["scales"]
+    return batch["pieces"], batch["scales"]
 
 
 def epoch(batches: Batches, check: bool) -> dict[str, Any]:

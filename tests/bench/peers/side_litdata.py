@@ -44,7 +44,7 @@ def loaders(root: Path, shape: list[int]) -> Loaders:
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-        return lambda: ((batch["body"].view(torch.bfloat16), batch["scales"]) for batch in loader)
+        return lambda: ((batch["pieces"].view(torch.bfloat16), batch["scales"]) for batch in loader)
 
     return {f"{workers} workers": stock(workers) for workers in WORKERS}
 

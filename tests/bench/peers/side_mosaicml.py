@@ -38,11 +38,11 @@ streaming = import_streaming()
 
 def write(samples: Samples, root: Path) -> None:
     """MDS shards of about one batch each, as raw bytes."""
-    columns = {"body": "bytes", "scales": "bytes"}
+    columns = {"pieces": "bytes", "scales": "bytes"}
     limit = int(samples.bodies[0].stat().st_size * (BATCH + 0.5))
     with streaming.MDSWriter(out=str(root / "mds"), columns=columns, size_limit=limit) as writer:
         for _, body, scales in samples:
-            writer.write({"body": body.tobytes(), "scales": scales.tobytes()})
+            writer.write({"pieces": body.tobytes(), "scales": scales.tobytes()})
 
 
 def loaders(root: Path, shape: list[int]) -> Loaders:
@@ -50,7 +50,7 @@ def loaders(root: Path, shape: list[int]) -> Loaders:
     streaming.base.util.clean_stale_shared_memory()
 
     def collate(samples: list[dict[str, bytes]]) -> tuple[torch.Tensor, torch.Tensor]:
-        return stacked([tensors(sample["body"], sample["scales"], shape) for sample in samples])
+        return stacked([tensors(sample["pieces"], sample["scales"], shape) for sample in samples])
 
     def stock(workers: int) -> Callable[[], Batches]:
         dataset = streaming.StreamingDataset(local=str(root / "mds"), shuffle=False, batch_size=BATCH)

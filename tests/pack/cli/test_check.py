@@ -52,7 +52,7 @@ def test_the_installed_programs_exit_1_on_damage_without_torch(made):
             done = run(*arguments, program=program)
             assert done.code == 1
             key = ShardSet(made).keys[3]
-            assert f"damage  {SHARD} {key} body.safetensors: damaged: expected digest " in done.out
+            assert f"damage  {SHARD} {key} pieces.safetensors: damaged: expected digest " in done.out
             assert "NOT SOUND, 1 findings" in done.out
 
 

@@ -36,7 +36,7 @@ def bodies(path: Path, task: str | None = None) -> torch.Tensor:
     for number in range(len(opened)):
         if task in (None, tasks[number]):
             sample = opened.read_sample(number)
-            body = torch.from_numpy(sample.body.copy().view("i2")).view(torch.bfloat16).double()
+            body = torch.from_numpy(sample.pieces.copy().view("i2")).view(torch.bfloat16).double()
             body[(body == 0).all(-1).all(-1)] = torch.nan
             found.append(body)
     return torch.stack(found)
@@ -170,7 +170,7 @@ def plain_statistics(path: Path, dtype: str) -> dict[str, np.ndarray]:
     opened, bodies = ShardSet(path), []
     for key in opened.keys:
         sample = opened.read_sample(key)
-        bits = torch.from_numpy(sample.body.copy().view("i4" if dtype == "float32" else "i2"))
+        bits = torch.from_numpy(sample.pieces.copy().view("i4" if dtype == "float32" else "i2"))
         body = bits.view(DTYPES[dtype]).double().numpy()
         body[sample.scales[:, 1] == 0] = np.nan
         bodies.append(body)

@@ -9,7 +9,7 @@ import torch
 
 from llgbm_pack import PackOptions, build
 from llgbm_pack.packing import pool_worker
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_pack.upkeep.repair import repair
 from llgbm_pack.upkeep.repair_shards import RepairOptions
 from support.thread_counts import pack_and_count
@@ -28,13 +28,13 @@ def three_threads():
 def seen(monkeypatch):
     """Thread counts while weights were encoded."""
     counts = []
-    encode = BodyEncoder.encode
+    encode = PieceEncoder.encode
 
     def watched(self, *args):
         counts.append(torch.get_num_threads())
         return encode(self, *args)
 
-    monkeypatch.setattr(BodyEncoder, "encode", watched)
+    monkeypatch.setattr(PieceEncoder, "encode", watched)
     return counts
 
 
@@ -50,7 +50,7 @@ def test_a_build_that_fails_gives_the_threads_back(zoo, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError(f"{torch.get_num_threads()}")
 
-    monkeypatch.setattr(BodyEncoder, "encode", fail)
+    monkeypatch.setattr(PieceEncoder, "encode", fail)
     with pytest.raises(RuntimeError, match="1"):
         build(PackOptions(zoo=zoo, out=tmp_path / "out", workers=1))
     assert torch.get_num_threads() == 3

@@ -13,7 +13,7 @@ PATHS = st.lists(st.text("ab/é", min_size=1, max_size=6), unique=True, max_size
 
 def assign(groups, **options):
     return assign_shards(
-        groups, **{"body_bytes": 10, "shard_bytes": 35, "seed": 0, "val_fraction": 0.0, **options}
+        groups, **{"pieces_bytes": 10, "shard_bytes": 35, "seed": 0, "val_fraction": 0.0, **options}
     )
 
 
@@ -78,6 +78,6 @@ def test_order_is_of_the_seed():
 
 @pytest.mark.parametrize(("body", "shard", "count"), [(10, 1, 1), (10, 10, 1), (10, 39, 3), (10, 40, 4)])
 def test_samples_of_a_shard(body, shard, count):
-    first = assign([(f"{number}", "") for number in range(9)], body_bytes=body, shard_bytes=shard)[0]
+    first = assign([(f"{number}", "") for number in range(9)], pieces_bytes=body, shard_bytes=shard)[0]
     assert len(first.paths) == count
     assert (first.name, first.split) == ("train-000000.tar", TRAIN)

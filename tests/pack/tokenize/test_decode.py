@@ -1,11 +1,13 @@
 import pytest
 import torch
 
+from llgbm_loader.body import make_body
 from llgbm_loader.frame import frame_tokens, unframe
-from llgbm_pack.tokenize.decode import decode_body
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_pack.tokenize.decode import decode_body, join_pieces
+from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.errors import UsageError
+from support.slow_tokens import bits_of
 
 UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 
@@ -21,9 +23,9 @@ def make(dtype, scale=0.02, mean=0.0, chunk=7, rank=5):
     pairs["c"][0].fill_(0.5)
     shapes = {name: (low.shape[0], low.shape[1], high.shape[0]) for name, (low, high) in pairs.items()}
     layout = make_layout(shapes, dtype=dtype, chunk=chunk, rank=rank)
-    body, scales = torch.empty(layout.body_shape, dtype=kind), torch.empty(layout.num_tokens, 2)
-    BodyEncoder(layout).encode(pairs, body, scales)
-    return pairs, layout, body, scales
+    body, scales = torch.empty(layout.pieces_shape, dtype=kind), torch.empty(layout.num_tokens, 2)
+    PieceEncoder(layout).encode(pairs, body, scales)
+    return pairs, layout, make_body(body, scales), scales
 
 
 def worst(wanted, got, unit):
@@ -77,7 +79,8 @@ def test_ranks_are_told_from_padding_or_given():
 def test_absent_modules_are_left_out():
     pairs, layout, body, scales = make("bfloat16")
     del pairs["b"]
-    BodyEncoder(layout).encode(pairs, body, scales)
+    PieceEncoder(layout).encode(pairs, body, scales)
+    body = make_body(body, scales)
     assert list(decode_body(body, scales, layout)) == ["a", "c"]
 
 
@@ -97,3 +100,19 @@ def test_other_dtype_and_wrong_shapes():
         decode_body(body[1:], scales, layout)
     with pytest.raises(UsageError, match="do not fit the layout"):
         decode_body(body, scales[1:], layout)
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_pieces_joined_are_the_weights_bit_for_bit(dtype):
+    pairs, layout, _, scales = make(dtype)
+    pairs["b"][1][0, 0] = -0.0
+    pieces = torch.empty(layout.pieces_shape, dtype=getattr(torch, dtype))
+    PieceEncoder(layout).encode(pairs, pieces, scales)
+    back = join_pieces(pieces, layout, ranks={"a": 4, "b": 2, "c": 3})
+    for name, pair in pairs.items():
+        for wanted, got in zip(pair, back[name], strict=True):
+            assert torch.equal(bits_of(got, dtype), bits_of(wanted, dtype))
+            assert got.is_contiguous()
+    del pairs["a"]
+    PieceEncoder(layout).encode(pairs, pieces, scales)
+    assert list(join_pieces(pieces, layout, ranks={"b": 2, "c": 3})) == ["b", "c"]

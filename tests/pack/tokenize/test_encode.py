@@ -4,12 +4,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llgbm_pack.tokenize.encode import BodyEncoder
+from llgbm_loader.body import make_body
+from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_pack.tokenize.moments import Counts, decide, round_to
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import PADDING_BITS
-from support.slow_tokens import FORMATS, bits_of, moments, normalise, round_float, slow_body
+from support.slow_tokens import (
+    FORMATS,
+    bits_of,
+    moments,
+    normalise,
+    plain_nan,
+    round_float,
+    slow_body,
+    slow_pieces,
+)
 
 DTYPES = ["bfloat16", "float16", "float32"]
 
@@ -22,10 +32,15 @@ def layout_of(pairs, **options):
 
 def encode(pairs, layout):
     # Neither the memory's former content nor its NaN patterns may show.
-    body = torch.full(layout.body_shape, 7.0, dtype=getattr(torch, layout.dtype))
+    pieces = torch.full(layout.pieces_shape, 7.0, dtype=getattr(torch, layout.dtype))
     scales = torch.full((layout.num_tokens, 2), 7.0)
-    BodyEncoder(layout).encode(pairs, body, scales)
-    return body, scales
+    PieceEncoder(layout).encode(pairs, pieces, scales)
+    return pieces, scales
+
+
+def encode_body(pairs, layout):
+    pieces, scales = encode(pairs, layout)
+    return plain_nan(make_body(pieces, scales)), scales
 
 
 def many_pieces(kind, count, n, dtype):
@@ -63,7 +78,7 @@ def test_bits_equal_the_plain_formulas(dtype, kind):
         low = pieces[:half].transpose(0, 1).reshape(rows, half * chunk)
         high = pieces[half:].transpose(1, 2).reshape(half * chunk, rows)
         layout = layout_of({"m": (low, high)}, chunk=chunk)
-        body, scales = encode({"m": (low, high)}, layout)
+        body, scales = encode_body({"m": (low, high)}, layout)
         slow, slow_scales = normalise(values, dtype)
         assert torch.equal(bits_of(scales, "float32"), bits_of(slow_scales, "float32"))
         assert torch.equal(bits_of(body, dtype), bits_of(slow, dtype).view(body.shape))
@@ -87,8 +102,11 @@ def test_any_shape_equals_the_loop_over_pieces(dtype, rank, chunk, extra_rank, w
         matrices = (torch.randn(own, low, generator=generator), torch.randn(high, own, generator=generator))
         pairs[f"m{number}"] = tuple((matrix * scale).to(getattr(torch, dtype)) for matrix in matrices)
     layout = layout_of(pairs, chunk=chunk, rank=rank + extra_rank)
-    body, scales = encode(pairs, layout)
-    slow, slow_scales = slow_body(pairs, [m.name for m in layout.modules], layout.rank, chunk, dtype)
+    pieces, scales = encode(pairs, layout)
+    body, names = plain_nan(make_body(pieces, scales)), [m.name for m in layout.modules]
+    slow, slow_scales = slow_body(pairs, names, layout.rank, chunk, dtype)
+    stored = plain_nan(slow_pieces(pairs, names, layout.rank, chunk, dtype))
+    assert torch.equal(bits_of(pieces, dtype), bits_of(stored, dtype))
     assert torch.equal(bits_of(scales, "float32"), bits_of(slow_scales, "float32"))
     assert torch.equal(bits_of(body, dtype), bits_of(slow, dtype))
 
@@ -99,24 +117,24 @@ def test_absent_module_is_padding(dtype):
     pairs = {name: (torch.randn(4, 24).to(kind), torch.randn(16, 4).to(kind)) for name in "abc"}
     layout = layout_of(pairs)
     whole, whole_scales = encode(pairs, layout)
-    encoder = BodyEncoder(layout)
-    body, scales = torch.zeros_like(whole), torch.zeros_like(whole_scales)
-    encoder.encode(pairs, body, scales)
+    encoder = PieceEncoder(layout)
+    pieces, scales = torch.zeros_like(whole), torch.zeros_like(whole_scales)
+    encoder.encode(pairs, pieces, scales)
     pairs.pop("b")
-    encoder.encode(pairs, body, scales)
+    encoder.encode(pairs, pieces, scales)
     absent = slice(5, 10)
-    assert set(bits_of(body[absent], dtype).unique().tolist()) == {PADDING_BITS[dtype]}
+    assert set(bits_of(pieces[absent], dtype).unique().tolist()) == {PADDING_BITS[dtype]}
     assert not scales[absent].any()
     keep = [*range(5), *range(10, 15)]
-    assert torch.equal(body[keep], whole[keep])
+    assert torch.equal(pieces[keep], whole[keep])
     assert torch.equal(scales[keep], whole_scales[keep])
 
 
 def test_views_are_reused_only_for_the_same_memory():
     pairs = {name: (torch.randn(4, 24), torch.randn(16, 4)) for name in "ab"}
     layout = layout_of(pairs)
-    encoder = BodyEncoder(layout)
-    body, scales = torch.zeros(layout.body_shape), torch.zeros(layout.num_tokens, 2)
+    encoder = PieceEncoder(layout)
+    body, scales = torch.zeros(layout.pieces_shape), torch.zeros(layout.num_tokens, 2)
 
     def check(current):
         encoder.encode(current, body, scales)
@@ -132,8 +150,8 @@ def test_views_are_reused_only_for_the_same_memory():
     # Same address and shape, other strides.
     square = torch.randn(4, 4)
     other = make_layout({"a": (4, 4, 4)}, dtype="float32")
-    encoder = BodyEncoder(other)
-    body, scales = torch.zeros(other.body_shape), torch.zeros(other.num_tokens, 2)
+    encoder = PieceEncoder(other)
+    body, scales = torch.zeros(other.pieces_shape), torch.zeros(other.num_tokens, 2)
     for matrix in (square, square.T):
         encoder.encode({"a": (matrix, matrix)}, body, scales)
         assert torch.equal(body, encode({"a": (matrix.clone(), matrix.clone())}, other)[0])
@@ -201,10 +219,10 @@ def test_spread_over_the_dtype_is_refused(dtype, large):
     high = torch.ones(8, 2, dtype=low.dtype)
     layout = layout_of({"m": (low, high)})
     high[3:] = large
-    body, _ = encode({"m": (low, high)}, layout)
+    body, _ = encode_body({"m": (low, high)}, layout)
     assert torch.isfinite(body).all()
     high[0] = -large
-    with pytest.raises(CheckpointError, match=r"^m\.lora_B\.weight: weights spread too far"):
+    with pytest.raises(CheckpointError, match=r"^m\.lora_B\.weight, piece 0: weights spread too far"):
         encode({"m": (low, high)}, layout)
 
 
@@ -221,8 +239,8 @@ def test_what_does_not_fit_is_refused():
             encode({"m": pair}, layout)
     with pytest.raises(CheckpointError, match="n: module is not in the layout"):
         encode({"n": (low, high)}, layout)
-    encoder = BodyEncoder(layout)
-    with pytest.raises(UsageError, match="body"):
+    encoder = PieceEncoder(layout)
+    with pytest.raises(UsageError, match="pieces"):
         encoder.encode({"m": (low, high)}, torch.zeros(1), torch.zeros(5, 2))
     with pytest.raises(UsageError, match="scales"):
-        encoder.encode({"m": (low, high)}, torch.zeros(layout.body_shape), torch.zeros(5, 2).double())
+        encoder.encode({"m": (low, high)}, torch.zeros(layout.pieces_shape), torch.zeros(5, 2).double())

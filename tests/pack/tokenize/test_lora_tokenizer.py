@@ -29,7 +29,7 @@ def test_round_trip(dtype, frame, order, infix):
     tokenizer = LoraTokenizer2D(order=order, frame=frame)
     tokens, scales = tokenizer.tokenize(weights)
     layout = tokenizer.layout(weights)
-    assert tokens.shape == (layout.body_shape if frame == "none" else layout.tokens_shape)
+    assert tokens.shape == (layout.pieces_shape if frame == "none" else layout.tokens_shape)
     assert tokens.shape[0] == 3 * (6 + 7)
     assert tokens.dtype == scales.dtype == torch.float32
     back = tokenizer.detokenize(tokens, scales, like=weights)

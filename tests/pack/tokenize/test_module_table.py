@@ -70,7 +70,7 @@ def test_tokens_of_widths_that_do_not_divide():
     layout = make_layout({"x": (4, 10, 7)}, dtype="float32", chunk=4)
     assert [(m.tokens_a, m.tokens_b) for m in layout.modules] == [(3, 2)]
     assert make_layout({"x": (4, 10, 7)}, dtype="float32").chunk == 1
-    assert make_layout({"x": (4, 12, 18)}, dtype="float32", rank=9).body_shape == (5, 9, 6)
+    assert make_layout({"x": (4, 12, 18)}, dtype="float32", rank=9).pieces_shape == (5, 9, 6)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("a.12.b.3", 12), ("lm_head", -1), ("h2o.x", -1), ("0", 0)])
