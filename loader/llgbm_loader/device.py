@@ -82,29 +82,21 @@ class AcceleratorOps:
         tensor.record_stream(stream)
 
 
-def parse_device(device: str | int | torch.device) -> torch.device:
-    """A device by its name.
+def device_ops(device: str | int | torch.device) -> AcceleratorOps | None:
+    """How to move batches to a device; None for the CPU, where they already are.
 
     Raises:
-        UsageError: It is no device's name.
+        UsageError: It is no device's name, or there is no such device.
     """
     try:
-        if isinstance(device, str | torch.device) or as_index(device) is not None:
-            return torch.device(device)
-        raise TypeError(type(device).__name__)
+        if not isinstance(device, str | torch.device) and as_index(device) is None:
+            raise TypeError(type(device).__name__)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             "not a device", where="option device", expected="cpu, cuda, cuda:1, ...", got=shown(device)
         ) from error
-
-
-def device_ops(device: torch.device) -> AcceleratorOps | None:
-    """How to move batches to a device; None for the CPU, where they already are.
-
-    Raises:
-        UsageError: There is no such device.
-    """
-    return None if device.type == "cpu" else AcceleratorOps(device)
+    return None if parsed.type == "cpu" else AcceleratorOps(parsed)
 
 
 class SideStream:
