@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.memory import refuse_too_large
 from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, from_arguments
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.arguments import as_index, shown, whole_number
@@ -95,7 +94,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _prepare(self) -> None:
         self._plan = BatchPlan.of(self._selection, self._options, on_device=False, pinned=False)
-        refuse_too_large(self._plan, rows=1, batches=1)
+        self._plan.refuse_too_large(rows=1, batches=1)
         self._local = threading.local()
         self._numbers: dict[str, int] | None = None
 
