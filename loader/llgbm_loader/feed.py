@@ -19,25 +19,16 @@ from llgbm_shards.errors import UsageError
 
 
 class Feed:
-    """The batches of one iteration, in order.
-
-    Args:
-        plan: What batches look like.
-        options: How to read.
-        batches: Number of batches.
-        rows: Sample numbers of a batch.
-        pool: Memory for the ring; None when tokens are not wanted.
-        side: Way to the device; None for the CPU.
-    """
+    """The batches of one iteration, in order."""
 
     def __init__(
         self,
         plan: BatchPlan,
         options: FeedOptions,
-        batches: int,
-        rows: Callable[[int], NDArray[np.int64]],
-        pool: BufferPool | None,
-        side: SideStream | None,
+        batches: int,  # how many
+        rows: Callable[[int], NDArray[np.int64]],  # the sample numbers of one of them
+        pool: BufferPool | None,  # None when tokens are not wanted
+        side: SideStream | None,  # None for the CPU
     ) -> None:
         self._batches, self._rows, self._side = batches, rows, side
         self._submitted = 0
@@ -60,11 +51,9 @@ class Feed:
             self._submit()
 
     def next(self) -> Assembly:
-        """The next batch, whole; its error is raised.
+        """The next batch, whole; whatever went wrong while it was read is raised.
 
-        Raises:
-            Exception: Whatever went wrong while it was read.
-            UsageError: The loader was closed, or this is a forked process, which has no reader threads.
+        UsageError where the loader was closed, and in a forked process, which has no reader threads.
         """
         if self._closed:
             raise _closed()
