@@ -45,7 +45,7 @@ class BatchPlan:
         return rows * self.tokens.host_bytes if self.tokens else 0
 
     def refuse_too_large(self, rows: int, batches: int) -> None:
-        """Refuse batches of these rows, held at once, that this machine's whole memory could not hold."""
+        """Refuse what this machine's whole memory could not hold, whatever else is in it, before it is asked for."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         needed = self._host_bytes(rows) * batches
         if needed > memory:

@@ -56,7 +56,7 @@ class Feed:
         UsageError where the loader was closed, and in a forked process, which has no reader threads.
         """
         if self._closed:
-            raise _closed()
+            raise loader_closed()
         if os.getpid() != self._pid:
             raise UsageError(
                 "the iterator is of another process, from which this one was forked",
@@ -66,9 +66,9 @@ class Feed:
         try:
             self._awaited = assembly = self._ahead.popleft()
         except IndexError:  # close() came in between and took them all
-            raise _closed() from None
+            raise loader_closed() from None
         if self._closed:  # and may have looked for what is awaited before it was there
-            raise _closed()
+            raise loader_closed()
         began = time.perf_counter()
         assembly.done.get()
         self.waited_s = time.perf_counter() - began
@@ -90,7 +90,7 @@ class Feed:
         self._work.stop(self._threads)
         self._stop.detach()  # only now: where Ctrl-C came in between, it stops what is left
         if (awaited := self._awaited) is not None:
-            awaited.error = _closed()
+            awaited.error = loader_closed()
             awaited.done.put(None)
 
     def _allow(self) -> None:
@@ -107,5 +107,6 @@ class Feed:
                 self._work.tasks.put((assembly, index))
 
 
-def _closed() -> UsageError:
+def loader_closed() -> UsageError:
+    """For who iterates a loader that was closed, also while it waits."""
     return UsageError("the loader is closed", do="Make a new one.")

@@ -33,9 +33,7 @@ class Selection:
     split: str | None  # that they were restricted to
     filters: str  # as one text
     common: Common
-    shards: tuple[
-        HeldShard, ...
-    ]  # those that hold a chosen sample or could, as the sets were when they were opened
+    shards: tuple[HeldShard, ...]  # all of the sets, as these were when they were opened
     shard: NDArray[np.int64]  # (S,) number in shards
     # By field of the members to read, (S,) each: bytes, where the tar header starts in the shard, XXH3-64.
     sizes: dict[str, NDArray[np.int64]]
@@ -76,11 +74,12 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
     members = needed_members(common.fields)
     parts = [_choose(shard_set, options, members) for shard_set in sets]
     if not sum(part.num_rows for part in parts):
+        splits = sorted({shard.split for shard_set in sets for shard in shard_set.record.shards})
         raise UsageError(
             "no sample is chosen",
             where=", ".join(map(str, options.paths)),
             got=f"split={options.split!r} filters={options.filters!r}",
-            do=_splits(sets),
+            do=f"Splits there are: {', '.join(splits)}.",
         )
     numbered, first = [], 0
     for shard_set, part in zip(sets, parts, strict=True):
@@ -126,21 +125,10 @@ def _choose(shard_set: ShardSet, options: SelectOptions, members: Sequence[str])
     table = shard_set.index([name for name in names if name in {*wanted, *asked, *options.columns}])
     if options.filters:
         table = filter_rows(table, options.filters)
-    if options.split is not None:
-        table = _of_split(table, shard_set, options.split)
-    return table.select(list(dict.fromkeys([*wanted, *options.columns])))
-
-
-def _of_split(table: pa.Table, shard_set: ShardSet, split: str) -> pa.Table:
     # Most sets have one split only: then there is nothing to compare a million times.
-    if {shard.split for shard in shard_set.record.shards} == {split}:
-        return table
-    return filter_rows(table, [("split", "==", split)])
-
-
-def _splits(sets: Sequence[ShardSet]) -> str:
-    names = sorted({shard.split for shard_set in sets for shard in shard_set.record.shards})
-    return f"Splits there are: {', '.join(names)}."
+    if options.split is not None and {shard.split for shard in shard_set.record.shards} != {options.split}:
+        table = filter_rows(table, [("split", "==", options.split)])
+    return table.select(list(dict.fromkeys([*wanted, *options.columns])))
 
 
 def _columns(shard_set: ShardSet, table: pa.Table, members: Sequence[str], first: int) -> dict[str, Any]:

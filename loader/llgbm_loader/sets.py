@@ -26,7 +26,7 @@ class Common:
 
 
 def open_sets(options: SelectOptions) -> list[ShardSet]:
-    """Open the sets; UsageError where one is not the expected one, or is named twice."""
+    """Open the sets; UsageError where one is not the expected one or is named twice."""
     digests = options.expect_digest or (None,) * len(options.paths)
     sets = [ShardSet(path, expect_digest=digest) for path, digest in zip(options.paths, digests, strict=True)]
     seen: dict[str, Path] = {}
@@ -58,19 +58,17 @@ def find_common(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> Commo
     )
 
 
-def available_fields(record: CommitRecord) -> tuple[str, ...]:
-    """Fields that a set has."""
+def _available_fields(record: CommitRecord) -> tuple[str, ...]:
     return tuple(field for field in FIELDS if MEMBER[field] in record.members)
 
 
 def _resolve_fields(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> tuple[str, ...]:
     if fields is None:
-        _equal(
-            sets, [available_fields(shard_set.record) for shard_set in sets], "fields; name those you want"
-        )
-        return available_fields(sets[0].record)
+        each = [_available_fields(shard_set.record) for shard_set in sets]
+        _equal(sets, each, "fields; name those you want")
+        return each[0]
     for shard_set in sets:
-        there = available_fields(shard_set.record)
+        there = _available_fields(shard_set.record)
         absent = [field for field in fields if field not in there]
         if absent:
             raise UsageError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import AcceleratorOps, SideStream
-from llgbm_loader.feed import Feed
+from llgbm_loader.feed import Feed, loader_closed
 from llgbm_loader.options import ReadOptions, StreamOptions
 from llgbm_loader.order import PADDING_ROW, Slices, epoch_order
 from llgbm_loader.ranks import resolve_ranks
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class StreamSource:
-    """The source stage: each call is one iteration over what is left of the current epoch. Without ``ops`` on the CPU."""
+    """The source stage: each call is one iteration over what is left of the current epoch.
+
+    ``ops`` is the way to the device; None for the CPU.
+    """
 
     def __init__(
         self, selection: Selection, read: ReadOptions, stream: StreamOptions, ops: AcceleratorOps | None
@@ -66,7 +69,7 @@ class StreamSource:
     def __call__(self) -> Iterator[Batch]:
         """Begin an iteration; UsageError where the loader is closed, or in a DataLoader's worker."""
         if self._closed:
-            raise UsageError("the loader is closed", do="Make a new one.")
+            raise loader_closed()
         if torch.utils.data.get_worker_info() is not None:
             raise _elsewhere()
         return self._iterate()
