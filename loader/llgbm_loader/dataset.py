@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.memory import refuse_too_large
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, from_arguments
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.arguments import as_index, shown, whole_number
 from llgbm_shards.errors import UsageError
@@ -67,6 +66,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         fields: Sequence[str] | None = None,
         filters: Filters | None = None,
         columns: Sequence[str] = (),
+        view: str = "pieces",
         frame: str = "dnd",
         zero_std: str = "nan",
         dtype: torch.dtype | None = torch.float32,
@@ -79,19 +79,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
-        self._options = ReadOptions(
-            fields=fields,
-            frame=frame,
-            zero_std=zero_std,
-            dtype=dtype,
-            form=form,
-            mix=mix,
-            num_texts=num_texts,
-            max_text_length=max_text_length,
-            padding=padding,
-            verify=verify,
-            seed=seed,
-        )
+        self._options = from_arguments(ReadOptions, locals())
         if verify == "first-epoch":
             raise UsageError(
                 "a map-style dataset has no epochs", where="option verify", expected="full or off"
@@ -107,7 +95,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _prepare(self) -> None:
         self._plan = BatchPlan.of(self._selection, self._options, on_device=False, pinned=False)
-        refuse_too_large(self._plan, rows=1, batches=1)
+        self._plan.refuse_too_large(rows=1, batches=1)
         self._local = threading.local()
         self._numbers: dict[str, int] | None = None
 
@@ -152,7 +140,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         host = plan.allocate(1, buffer)
         host.fill(0, number)
         self._reader().read(number, self._epoch, host.row(0), verify=self._options.verify == "full")
-        row: dict[str, Any] = {name: tensor[0] for name, tensor in host.finish().items()}
+        row: dict[str, Any] = plan.present({name: tensor[0] for name, tensor in host.finish().items()})
         return {**row, **{name: texts[0] for name, texts in host.lists.items()}}
 
     def _number(self, sample: SupportsIndex | str) -> int:
@@ -183,7 +171,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def _reader(self) -> SampleReader:
         # A forked worker opens its own, as a spawned one does; what it inherited goes with its copy of the reader.
         if getattr(self._local, "pid", None) != os.getpid():
-            self._local.reader = SampleReader(self._selection, self._plan.tokens, self._plan.conditions)
+            self._local.reader = SampleReader(
+                self._selection, self._plan.tokens, self._plan.weights, self._plan.conditions
+            )
             self._local.pid = os.getpid()
         reader: SampleReader = self._local.reader
         return reader

@@ -41,7 +41,7 @@ class HostFramer:
         self._constant = scales[:, 1] == 0
         self._empty = self._constant & (scales[:, 0] == 0)
         self._mean, self._std = divisors(torch.from_numpy(scales), plan.stored_dtype)
-        self._codes = None if plan.options.frame == "none" else _codes(plan, scales)
+        self._codes = None if plan.frame == "none" else _codes(plan, scales)
 
     def finish(self, first: int, block: NDArray[Any]) -> None:
         """Finish the pieces from ``first`` on.
@@ -58,7 +58,7 @@ class HostFramer:
         body = torch.from_numpy(block.view(f"<i{block.itemsize}")).view(self._plan.stored_dtype)
         torch.sub(body, self._mean[part], out=body)
         torch.div(body, self._std[part], out=body)
-        if self._plan.options.zero_std == "nan" and constant.any():
+        if self._plan.zero_std == "nan" and constant.any():
             block[constant] = self._padding
         if self._tokens is not None:
             self._write(self._tokens[part], body, part, absent)
@@ -75,8 +75,7 @@ class HostFramer:
 def _codes(plan: TokenPlan, scales: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """Codes of mean and std, (N,) each, read off the frame of pieces of one element."""
     pieces = torch.zeros((len(scales), 1, 1), dtype=plan.stored_dtype)
-    options = plan.options
     frame = frame_tokens(
-        pieces, torch.from_numpy(scales), frame=options.frame, zero_std="zeros", dtype=plan.dtype
+        pieces, torch.from_numpy(scales), frame=plan.frame, zero_std="zeros", dtype=plan.dtype
     )
     return frame[:, 0, -2].contiguous(), frame[:, 0, -1].contiguous()

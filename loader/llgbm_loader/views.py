@@ -89,8 +89,10 @@ class WeightView:
         self.stacks = stacks_of(layout)
         #: (M,) first token of each module, in table order.
         self.first_tokens = np.array([module.first_token for module in layout.modules], np.int64)
-        #: (N r,) gathered row -> stored row; not for pieces, whose order stays.
+        #: (N r,) gathered row -> stored row, and the other way round; None for pieces, whose order stays.
         self.order: NDArray[np.int64] | None = None if view == "pieces" else self._order()
+        self.place: NDArray[np.int64] | None = None if self.order is None else np.argsort(self.order)
+        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._flat = list(self._flat_places()) if view == "flat" else []
 
     @property
@@ -108,7 +110,7 @@ class WeightView:
         """Weights (B, *shape) of pieces (B, N, r, chunk), padding rows zeroed; ``pieces`` themselves for that view."""
         if self.order is None:
             return pieces
-        order = torch.from_numpy(self.order).to(pieces.device, non_blocking=True)
+        order, _ = self._on(pieces.device)
         stored = pieces.flatten(1, 2)
         rows = stored.index_select(1, order)
         # The first value of a row is padding in rows that are nothing else.
@@ -117,7 +119,7 @@ class WeightView:
 
     def ranks(self, pieces: Tensor) -> Tensor:
         """(B, M) int64, the rank of each module of the table, 0 where it is absent, of pieces (B, N, r, chunk)."""
-        first = torch.from_numpy(self.first_tokens).to(pieces.device, non_blocking=True)
+        _, first = self._on(pieces.device)
         return (~pieces[..., 0].index_select(1, first).isnan()).sum(-1)
 
     def present(self, weights: Tensor, ranks: Tensor) -> dict[str, Any]:
@@ -159,6 +161,16 @@ class WeightView:
                 )
                 place.view(chosen.shape).copy_(chosen)
         return flat
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The order of rows and the first tokens on a device, sent there once."""
+        if device not in self._there:
+            order = np.zeros(0, np.int64) if self.order is None else self.order
+            self._there[device] = (
+                torch.from_numpy(order).to(device),
+                torch.from_numpy(self.first_tokens).to(device),
+            )
+        return self._there[device]
 
     def _order(self) -> NDArray[np.int64]:
         rank = self.layout.rank

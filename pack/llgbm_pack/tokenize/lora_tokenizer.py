@@ -10,14 +10,13 @@ from torch import Tensor
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS, unframe
 from llgbm_loader.hostframe import BLOCK_BYTES, HostFramer
-from llgbm_loader.options import ReadOptions
-from llgbm_loader.tokens import TokenPlan
 from llgbm_loader.tensors import TORCH_DTYPE, is_dense, kind_of, require_values
+from llgbm_loader.tokens import TokenPlan
 from llgbm_pack.sources.peft_keys import pair_keys, peft_key
 from llgbm_pack.tokenize.decode import decode_body
 from llgbm_pack.tokenize.encode import PieceEncoder
-from llgbm_pack.tokenize.tiles import bits
 from llgbm_pack.tokenize.module_table import MOST_SIZE, make_layout
+from llgbm_pack.tokenize.tiles import bits
 from llgbm_shards.arguments import is_one_of, shown, whole_number
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, TOKEN_ORDERS, Layout
@@ -97,8 +96,7 @@ class LoraTokenizer2D:
         pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
         scales = torch.empty(layout.num_tokens, 2)
         PieceEncoder(layout).encode(pairs, pieces, scales)
-        options = ReadOptions(frame=self.frame, zero_std=self.zero_std, dtype=torch.float32)
-        plan = TokenPlan(layout, options, on_device=False)
+        plan = TokenPlan(layout, self.frame, self.zero_std, torch.float32)
         tokens = torch.empty(plan.shape, dtype=torch.float32)
         framer = HostFramer(plan, scales.numpy(), tokens)
         stored = bits(pieces).numpy().view(BIT_DTYPE[layout.dtype])
