@@ -200,7 +200,7 @@ class SampleReader:
         if row.pieces is None or row.tokens is None:
             return block
         copy = self._block[: len(block)]
-        np.copyto(copy, block)
+        np.copyto(copy, block.view(copy.dtype))
         return copy
 
     def _gather(self, row: Row) -> HostGather | None:

@@ -15,12 +15,23 @@ from llgbm_loader.order import epoch_order
 from llgbm_shards.errors import UsageError
 from llgbm_shards.texts import ConditionSpec
 from support.conditions import rebuild
+from support.slow_tokens import round_float
 from support.synthetic import TEXTS_SPEC, small_layout, write_set
 
 _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def _body(sample, layout):
+    """By the plain formulas: each step in float64, rounded to the dtype."""
+    pieces = _pieces(sample, layout).double().numpy()
+    mean, std = sample.scales.astype(np.float64).T[..., None, None]
+    centred = round_float(pieces - mean, layout.dtype)
+    body = round_float(centred / np.where(std == 0, 1, std), layout.dtype)
+    body[(std == 0) & ~np.isnan(body)] = 0.0
+    return torch.from_numpy(body).to(_TORCH[layout.dtype])
+
+
+def _pieces(sample, layout):
     signed = sample.pieces.view(f"<i{layout.itemsize}").copy()
     return torch.from_numpy(signed).view(_TORCH[layout.dtype])
 
@@ -81,12 +92,12 @@ def test_tokens_equal_the_frame_of_the_written_body(tmp_path, monkeypatch, store
     assert seen == set(written)
 
 
-def test_bare_bodies_are_the_stored_bits(tmp_path):
+def test_pieces_are_the_stored_bits(tmp_path):
     made = write_set(tmp_path / "set", 6)
     written = made.by_key()
-    for batch in StreamingLoader(made.path, batch_size=2, frame="none", dtype=None, zero_std="zeros"):
+    for batch in StreamingLoader(made.path, batch_size=2, fields=["weights"], dtype=None):
         for row, key in enumerate(batch["keys"]):
-            assert np.array_equal(_bits(batch["tokens"][row]).numpy().view("<u2"), written[key].body)
+            assert np.array_equal(_bits(batch["weights"][row]).numpy().view("<u2"), written[key].pieces)
 
 
 def test_zero_std_pieces_show_the_padding_pattern(tmp_path):
@@ -149,7 +160,7 @@ def test_a_delta_only_epoch_of_a_large_set_reads_under_a_thousandth(tmp_path):
 
 def test_an_absent_field_is_named_with_what_there_is(tmp_path):
     made = write_set(tmp_path / "set", 4, delta_width=0, texts=False)
-    with pytest.raises(UsageError, match=r"no delta.*tokens, scales"):
+    with pytest.raises(UsageError, match=r"no delta.*tokens, weights, scales"):
         StreamingLoader(made.path, fields=["tokens", "delta"])
     batch = next(iter(StreamingLoader(made.path, batch_size=2)))
     assert set(batch) == {"tokens", "scales", "valid", "keys"}
@@ -180,7 +191,8 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"shuffle": 1},
         {"remainder": "wrap"},
         {"on_bad_sample": "ignore"},
-        {"fields": ["weights"]},
+        {"fields": ["body"]},
+        {"view": "tensors"},
         {"fields": []},
         {"fields": 5},
         {"fields": "tokens"},
