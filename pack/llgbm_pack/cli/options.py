@@ -20,7 +20,7 @@ _UNITS: Final = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10
 
 def size(text: str) -> int:
     """Bytes with a unit: 512MiB, 1GiB, 2000000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([KMG]i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise click.BadParameter(f"{text!r} is not a size; write for example 512MiB or 1GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
