@@ -28,11 +28,7 @@ class ShardPacker:
         self._on_sample = on_sample
 
     def pack(self, job: ShardJob) -> None:
-        """Write the shard and then its record.
-
-        Raises:
-            StorageError: The output cannot be written; nothing partial is left.
-        """
+        """Write the shard and then its record; nothing partial is left of what cannot be written."""
         out = self._context.out
         # Should this shard be packed again because an input changed, its old record must not outlive its bytes.
         with storage_errors(out / job.name):
