@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Final
 from blake3 import blake3
 
 from llgbm_pack.sources.tasks import zoo_tasks
-from llgbm_pack.sources.zoo import Candidate, ZooListing, walk_zoo
+from llgbm_pack.sources.zoo import Candidate, walk_zoo
 from llgbm_pack.upkeep.compare_sources import SourceJudge
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
@@ -36,25 +36,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgainstReport:
-    """How a zoo differs from the set that was packed from it; paths are relative to the zoo.
+    """How a zoo differs from the set that was packed from it; paths are relative to the zoo."""
 
-    Attributes:
-        zoo: The zoo, as the user named it.
-        unchanged: Checkpoints whose weights, config, task and texts are still those they were packed from.
-        skipped: Checkpoints that the build skipped and that are still there.
-        new: Checkpoints that are neither in the set nor among those it skipped.
-        changed: Checkpoints of which a build would make another sample, or whose sample is too damaged to tell.
-        gone: Checkpoints of the set that are not in the zoo.
-        unjudged: What was not compared, for its source is not at hand.
-    """
-
-    zoo: str
-    unchanged: int
-    skipped: int
-    new: tuple[str, ...]
-    changed: tuple[Change, ...]
-    gone: tuple[str, ...]
-    unjudged: tuple[str, ...]
+    zoo: str  # as the user named it
+    unchanged: int  # checkpoints whose weights, config, task and texts are still those they were packed from
+    skipped: int  # checkpoints that the build skipped and that are still there
+    new: tuple[str, ...]  # checkpoints that are neither in the set nor among those it skipped
+    changed: tuple[Change, ...]  # a build would make another sample, or the sample is too damaged to tell
+    gone: tuple[str, ...]  # checkpoints of the set that are not in the zoo
+    unjudged: tuple[str, ...]  # what was not compared, for its source is not at hand
 
     @property
     def same(self) -> bool:
@@ -74,12 +64,6 @@ def compare_with_zoo(
     progress: Callable[[int], None] | None = None,
 ) -> AgainstReport:
     """Walk a zoo as the build did, digest the weights of every checkpoint of the set, read its config and texts.
-
-    Args:
-        path: The set.
-        zoo: The zoo; it may lie elsewhere than when the set was packed.
-        workers: Threads; None: one a core this process may use.
-        progress: Called with the count of bytes read since the last call, from any thread.
 
     Raises:
         DamageError: The set's record, index or skipped list is damaged.
@@ -101,27 +85,20 @@ def compare_with_zoo(
     with ThreadPoolExecutor(max_workers=workers or len(os.sched_getaffinity(0))) as pool:
         verdicts = list(pool.map(judge, present))
     changed = [Change(packed[number], what) for number, what in zip(present, verdicts, strict=True) if what]
-    gone, refused = _absent(packed, candidates, listing)
+    absent = sorted(set(packed) - candidates.keys())
+    # There, but not packable any more.
+    reasons = {bad.path: bad.reason for bad in listing.rejected}
+    changed += [Change(name, reasons[name]) for name in absent if name in reasons]
     known = skipped.union(packed)
     return AgainstReport(
         zoo=os.fspath(zoo),
         unchanged=verdicts.count(""),
         skipped=len(skipped & candidates.keys()),
         new=tuple(name for name in candidates if name not in known),
-        changed=tuple(sorted([*changed, *refused], key=lambda change: change.checkpoint)),
-        gone=tuple(gone),
+        changed=tuple(sorted(changed, key=lambda change: change.checkpoint)),
+        gone=tuple(name for name in absent if name not in reasons),
         unjudged=sources.unjudged,
     )
-
-
-def _absent(
-    packed: list[str], candidates: Mapping[str, Candidate], listing: ZooListing
-) -> tuple[list[str], list[Change]]:
-    """Checkpoints of the set that the walk does not give: gone, or there but not packable any more."""
-    reasons = {bad.path: bad.reason for bad in listing.rejected}
-    absent = [name for name in packed if name not in candidates]
-    refused = [Change(name, reasons[name]) for name in absent if name in reasons]
-    return sorted(name for name in absent if name not in reasons), refused
 
 
 def _change(
