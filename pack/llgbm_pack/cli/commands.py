@@ -25,43 +25,37 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _Guarded(click.Command):
-    """A program that turns the project's errors into messages and exit codes."""
+    """A program in which every error of the project ends in one message and its exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        return _guarded(super().main, *args, **kwargs)
+        escape_unwritable(sys.stdout)
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
+        except click.ClickException as error:
+            said = io.StringIO()
+            error.show(file=said)
+            click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted; run the same command again to go on", err=True)
+            code = 130
+        except LlgbmError as error:
+            click.echo(printable(f"error: {error}"), err=True)
+            code = error.exit_code
+        except (BrokenPipeError, SystemExit):
+            # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 3
+        except (OSError, MemoryError) as error:
+            # 1 would say that something is not sound; this says nothing of it.
+            click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
+            code = 3
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 class _Program(_Guarded, click.Group):
     """One with commands."""
-
-
-def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a click program; every error of the project ends in one message and its exit code."""
-    kwargs["standalone_mode"] = False
-    escape_unwritable(sys.stdout)
-    try:
-        code = run(*args, **kwargs)
-        sys.stdout.flush()
-    except click.ClickException as error:
-        said = io.StringIO()
-        error.show(file=said)
-        click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to go on", err=True)
-        code = 130
-    except LlgbmError as error:
-        click.echo(printable(f"error: {error}"), err=True)
-        code = error.exit_code
-    except (BrokenPipeError, SystemExit):
-        # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 3
-    except (OSError, MemoryError) as error:
-        # 1 would say that something is not sound; this says nothing of it.
-        click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
-        code = 3
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _emit(output: Output, value: dict[str, Any], text: Callable[[], str]) -> None:
@@ -143,11 +137,11 @@ def inspect_command(out: str, key: str | None, output: Output) -> int:
     from llgbm_pack.look.inspect import describe_sample, describe_set
 
     if key is None:
-        found = describe_set(out)
-        _emit(output, found, lambda: render_set(found))
+        summary = describe_set(out)
+        _emit(output, summary, lambda: render_set(summary))
     else:
-        found = describe_sample(out, key)
-        _emit(output, found, lambda: render_sample(found))
+        sample = describe_sample(out, key)
+        _emit(output, sample, lambda: render_sample(sample))
     return 0
 
 

@@ -44,6 +44,14 @@ def decorator(*options: Callable[[Command], Command]) -> Callable[[Command], Com
     return decorate
 
 
+_OUTPUT_OPTIONS: Final = decorator(
+    click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True),
+    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell more."),
+    click.version_option(package_name="llgbm-pack"),
+)  # fmt: skip
+
+
 def output_options(command: Command) -> Command:
     """Add --format, -q, -v, handed to the command as ``output``, and --version."""
 
@@ -53,14 +61,6 @@ def output_options(command: Command) -> Command:
         return command(output=output, **kwargs)
 
     return _OUTPUT_OPTIONS(wrapped)
-
-
-_OUTPUT_OPTIONS: Final = decorator(
-    click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True),
-    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-    click.option("-v", "--verbose", is_flag=True, help="Tell more."),
-    click.version_option(package_name="llgbm-pack"),
-)  # fmt: skip
 
 
 def human_bytes(size: float) -> str:

@@ -136,41 +136,41 @@ def render_repair(report: RepairReport) -> str:
     return "\n".join(lines)
 
 
-def render_set(found: dict[str, Any]) -> str:
+def render_set(summary: dict[str, Any]) -> str:
     """What ``inspect OUT`` prints."""
-    tokens = found["tokens"]
+    tokens = summary["tokens"]
     lines = [
-        f"set        {found['path']}",
-        f"digest     {found['digest']}",
-        f"samples    {found['samples']} ({_counts(found['splits'])}), {found['with_delta']} with a delta",
+        f"set        {summary['path']}",
+        f"digest     {summary['digest']}",
+        f"samples    {summary['samples']} ({_counts(summary['splits'])}), {summary['with_delta']} with a delta",
         f"tokens     {tokens['count']} of {tokens['rank']} x {tokens['chunk']} {tokens['dtype']}, {tokens['order']} order, "
         f"{tokens['modules']} modules",
-        f"members    {', '.join(found['members'])}",
-        f"forms      {', '.join(found['forms']) or 'none'}",
-        f"tasks      {_counts(found['tasks'])}",
-        f"models     {_counts(found['base_models'])}",
-        f"shards     {found['shards']}, {human_bytes(found['bytes'])}",
-        f"keys       {', '.join(found['keys'])}{', ...' if found['samples'] > len(found['keys']) else ''}",
+        f"members    {', '.join(summary['members'])}",
+        f"forms      {', '.join(summary['forms']) or 'none'}",
+        f"tasks      {_counts(summary['tasks'])}",
+        f"models     {_counts(summary['base_models'])}",
+        f"shards     {summary['shards']}, {human_bytes(summary['bytes'])}",
+        f"keys       {', '.join(summary['keys'])}{', ...' if summary['samples'] > len(summary['keys']) else ''}",
     ]
     return "\n".join(lines)
 
 
-def render_sample(found: dict[str, Any]) -> str:
+def render_sample(sample: dict[str, Any]) -> str:
     """What ``inspect OUT KEY`` prints."""
-    info = found["json"]
+    info = sample["json"]
     lines = [
-        f"key        {found['key']}",
+        f"key        {sample['key']}",
         f"checkpoint {info['checkpoint']} (task {info['task']}, base {info['base_model'] or 'unknown'})",
         f"lora       rank {info['rank']}, alpha {info['alpha']:g}, scaling {info['scaling']:g}, {info['source_dtype']}",
-        f"place      {found['shard']} at byte {found['offset']}, split {found['split']}",
+        f"place      {sample['shard']} at byte {sample['offset']}, split {sample['split']}",
     ]
     delta = "none"
     if info["has_delta"]:
         delta = "{file}, norm {norm:.4g}, matched by {matched_by}".format_map(info["delta"])
     lines.append(f"delta      {delta}")
-    for member in found["members"]:
+    for member in sample["members"]:
         lines.append(f"member     {member['name']:<18} {member['size']:>12} bytes  {member['digest']}")
-    lines += [f"tensor     {name:<18} {shape}" for name, shape in found["shapes"].items()]
+    lines += [f"tensor     {name:<18} {shape}" for name, shape in sample["shapes"].items()]
     lines += [f"text {number:<5} {text['prompt']!r:.90}" for number, text in enumerate(info["texts"][:3])]
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ _FEW: Final = 3
 
 
 def begin(plan: Plan) -> Any:
-    """Write the plan and the tokenizer; the caller holds the lock. Returns that tokenizer, loaded from its files.
+    """Write the plan and the tokenizer; the caller holds the lock. Returns that tokenizer, loaded from its files, or None.
 
     Raises:
         PlanError: An unfinished build of another plan is here; says what differs.
@@ -172,10 +172,9 @@ def finished_record(out: Path, job: ShardJob) -> ShardRecord | None:
         return None  # A record that does not parse proves nothing: the shard is packed again.
     shard = out / job.name
     size = shard.stat().st_size if shard.is_file() else 0
-    holds = (
-        record.plan == job.digest() and record.size == size and all(file.holds() for file in record.inputs)
-    )
-    return record if holds else None
+    if record.plan != job.digest() or record.size != size:
+        return None
+    return record if all(file.holds() for file in record.inputs) else None
 
 
 def load_record(out: Path, job: ShardJob) -> ShardRecord:

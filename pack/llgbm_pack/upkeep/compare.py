@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,13 +55,7 @@ class AgainstReport:
         return {**asdict(self), "same": self.same}
 
 
-def compare_with_zoo(
-    path: str | os.PathLike[str],
-    zoo: str | os.PathLike[str],
-    *,
-    workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> AgainstReport:
+def compare_with_zoo(path: str | os.PathLike[str], zoo: str | os.PathLike[str]) -> AgainstReport:
     """Walk a zoo as the build did, digest the weights of every checkpoint of the set, read its config and texts.
 
     Raises:
@@ -70,19 +63,19 @@ def compare_with_zoo(
         UsageError: The zoo is not a directory, or its manifest is not sound.
         StorageError: Set or zoo cannot be read.
     """
-    opened = ShardSet(path)
-    options = opened.record.options
+    shard_set = ShardSet(path)
+    options = shard_set.record.options
     listing = walk_zoo(Path(zoo), options.get("include", ()), options.get("exclude", ()))
     candidates = {one.path: one for one in listing.checkpoints[: options.get("limit") or None]}
-    packed: list[str] = opened.index(["checkpoint"]).column("checkpoint").to_pylist()
-    skipped = set(skipped_checkpoints(read_listed(opened.directory, opened.record.file(SKIPPED_NAME))))
-    sources = SourceJudge(opened, zoo_tasks(Path(zoo), walk_zoo(Path(zoo)).nameable))
+    packed: list[str] = shard_set.index(["checkpoint"]).column("checkpoint").to_pylist()
+    skipped = set(skipped_checkpoints(read_listed(shard_set.directory, shard_set.record.file(SKIPPED_NAME))))
+    sources = SourceJudge(shard_set, zoo_tasks(Path(zoo), walk_zoo(Path(zoo)).nameable))
 
     def judge(number: int) -> str:
-        return _change(opened, number, candidates[packed[number]], sources, progress)
+        return _change(shard_set, number, candidates[packed[number]], sources)
 
     present = [number for number, name in enumerate(packed) if name in candidates]
-    with ThreadPoolExecutor(max_workers=workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         verdicts = list(pool.map(judge, present))
     changed = [Change(packed[number], what) for number, what in zip(present, verdicts, strict=True) if what]
     absent = sorted(set(packed) - candidates.keys())
@@ -101,22 +94,16 @@ def compare_with_zoo(
     )
 
 
-def _change(
-    opened: ShardSet,
-    number: int,
-    candidate: Candidate,
-    sources: SourceJudge,
-    progress: Callable[[int], None] | None,
-) -> str:
+def _change(shard_set: ShardSet, number: int, candidate: Candidate, sources: SourceJudge) -> str:
     """What is different about one checkpoint; "" when nothing is."""
     try:
-        raw = opened.read_member(opened.extents(number)[-1])
+        raw = shard_set.read_member(shard_set.extents(number)[-1])
         info = load_json(raw, where="json", max_bytes=MAX_JSON_BYTES)
         expected, other = info["source_digest"], sources.change(info, candidate)
     except (DamageError, HeaderError, KeyError, TypeError) as error:
         return f"its sample does not tell: {error}"
     try:
-        actual = _file_digest(candidate.weights, progress)
+        actual = _file_digest(candidate.weights)
     except OSError as error:
         return f"its weights cannot be read: {error.strerror}"
     if actual == expected:
@@ -124,7 +111,7 @@ def _change(
     return "; ".join(filter(None, [f"other weights: packed from digest {expected}, now {actual}", other]))
 
 
-def _file_digest(path: Path, progress: Callable[[int], None] | None) -> str:
+def _file_digest(path: Path) -> str:
     digest = blake3()
     buffer = memoryview(mmap.mmap(-1, _CHUNK))
     done = 0
@@ -132,6 +119,4 @@ def _file_digest(path: Path, progress: Callable[[int], None] | None) -> str:
         while count := _CHUNK - read_into(fd, [buffer], done):
             digest.update(buffer[:count])
             done += count
-            if progress is not None:
-                progress(count)
     return digest.hexdigest()

@@ -22,9 +22,9 @@ from llgbm_shards.texts import ConditionSpec
 class SourceJudge:
     """Judges checkpoints of one set, from any thread; tasks are those of the zoo's own manifest, by checkpoint."""
 
-    def __init__(self, opened: ShardSet, tasks: Mapping[str, str]) -> None:
-        self._set, self._tasks = opened, tasks
-        self._options = opened.record.options
+    def __init__(self, shard_set: ShardSet, tasks: Mapping[str, str]) -> None:
+        self._set, self._tasks = shard_set, tasks
+        self._options = shard_set.record.options
         self._lock = threading.Lock()
         self._unjudged = 0
 

@@ -121,7 +121,7 @@ class _Repair:
         damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
         self._tokenizer(record, damaged)
         index_sound = INDEX_NAME not in damaged
-        by_plan = ShardRestorer(self._options, record, damaged, None, None)
+        by_plan = ShardRestorer(self._options, record, damaged)
         # Before the shards where it can be: what the build skipped claimed its delta.
         if index_sound and SKIPPED_NAME in damaged:
             self._skipped(record, by_plan)

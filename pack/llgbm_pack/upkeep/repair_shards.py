@@ -40,12 +40,8 @@ class RepairOptions:
     zoo: Path  # the zoo it was packed from; it may lie elsewhere now
     deltas: Path | None = None  # the delta cache it was packed with
     texts: Path | None = None  # the directory of text files it was packed with
-    text_tokenizer: str | None = (
-        None  # the tokenizer it was packed with; needed only when its files are damaged
-    )
-    maps: tuple[
-        tuple[str, str], ...
-    ] = ()  # the prefix rewrites it was packed with; a set records no absolute paths
+    text_tokenizer: str | None = None  # its text tokenizer; needed only when the set's own copy is damaged
+    maps: tuple[tuple[str, str], ...] = ()  # its prefix rewrites: a set records no absolute paths
     expect_digest: str | None = None  # the digest that ``shardset.json`` must have; proves a lost one
 
     def __post_init__(self) -> None:
@@ -74,8 +70,8 @@ class ShardRestorer:
         options: RepairOptions,
         record: CommitRecord,
         damaged: set[str],
-        rows: Sequence[Row] | None,
-        skipped: Sequence[str] | None,
+        rows: Sequence[Row] | None = None,
+        skipped: Sequence[str] | None = None,
     ) -> None:
         self._options, self._record = options, record
         self._damaged, self._rows, self._skipped = damaged, rows, skipped
