@@ -222,7 +222,7 @@ def _notes(notes: Sequence[Note], verbose: bool) -> list[str]:
 
 
 def _reasons(word: str, rows: Iterable[tuple[str, str]], verbose: bool) -> list[str]:
-    """A line for each row, or unless all are asked for one for the many rows of one reason."""
+    """A line for each row when all are asked for; else one line for the many rows of one reason."""
     lines = [one_line(*row) for row in rows] if verbose else grouped(rows)
     return [f"{word:<10} {line}" for line in lines]
 

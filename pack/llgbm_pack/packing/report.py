@@ -1,4 +1,4 @@
-"""PackReport: what a build did, as a value; rendering is in ``render.py``."""
+"""PackReport: what a build did, as a value, told from its plan and its records; rendering is in ``cli/render.py``."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def compare_with_zoo(path: str | os.PathLike[str], zoo: str | os.PathLike[str]) 
     shard_set = ShardSet(path)
     options = shard_set.record.options
     listing = walk_zoo(Path(zoo), options.get("include", ()), options.get("exclude", ()))
-    candidates = {one.path: one for one in listing.checkpoints[: options.get("limit") or None]}
+    checkpoints = listing.checkpoints[: options.get("limit") or None]
+    candidates = {candidate.path: candidate for candidate in checkpoints}
     packed: list[str] = shard_set.index(["checkpoint"]).column("checkpoint").to_pylist()
     skipped = set(skipped_checkpoints(read_listed(shard_set.directory, shard_set.record.file(SKIPPED_NAME))))
     sources = SourceJudge(shard_set, zoo_tasks(Path(zoo), walk_zoo(Path(zoo)).nameable))

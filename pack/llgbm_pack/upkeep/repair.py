@@ -185,7 +185,7 @@ class _Repair:
             self.refused.append(Refusal(SKIPPED_NAME, f"it can only be rebuilt with {INDEX_NAME}"))
             return
         packed = set(ShardSet(self._options.out).index(["checkpoint"]).column("checkpoint").to_pylist())
-        self._attempt(SKIPPED_NAME, restore_skipped, self._options, record, restorer, packed)
+        self._attempt(SKIPPED_NAME, restore_skipped, self._options.out, record, restorer, packed)
 
     def _attempt(self, name: str, restore: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What restoring a file gives; what keeps it from being restored is noted, and the others are gone on with."""

@@ -170,9 +170,7 @@ def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def restore_skipped(
-    options: RepairOptions, record: CommitRecord, restorer: ShardRestorer, packed: set[str]
-) -> None:
+def restore_skipped(out: Path, record: CommitRecord, restorer: ShardRestorer, packed: set[str]) -> None:
     """Put the list of skipped checkpoints back, by planning the zoo anew.
 
     Raises:
@@ -191,7 +189,7 @@ def restore_skipped(
             got=blake3_hex(data),
             do="Its checkpoints, deltas or texts changed since; `check --against ZOO` tells which.",
         )
-    write_file(options.out / SKIPPED_NAME, data)
+    write_file(out / SKIPPED_NAME, data)
 
 
 def known_skipped(out: Path) -> list[str] | None:
