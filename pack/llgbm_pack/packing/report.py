@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import Note
+from llgbm_pack.plan.values import Note, Skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

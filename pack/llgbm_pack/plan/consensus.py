@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llgbm_pack.plan.options import LayoutOptions
-from llgbm_pack.plan.survey import Shapes, Skip, Teacher
+from llgbm_pack.plan.survey import Shapes, Teacher
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.errors import PlanError
 from llgbm_shards.layout import Layout

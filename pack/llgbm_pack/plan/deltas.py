@@ -14,8 +14,8 @@ from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
-from llgbm_pack.plan.survey import Skip, Teacher
-from llgbm_pack.plan.values import Note, SetPart
+from llgbm_pack.plan.survey import Teacher
+from llgbm_pack.plan.values import Note, SetPart, Skip
 from llgbm_shards.errors import PlanError
 
 

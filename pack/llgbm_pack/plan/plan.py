@@ -14,8 +14,8 @@ from llgbm_pack.plan.deltas import DeltaPlan, plan_deltas
 from llgbm_pack.plan.estimate import estimate_bytes
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.samples import join_samples
-from llgbm_pack.plan.survey import Skip, nothing_to_pack, survey
-from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob
+from llgbm_pack.plan.survey import nothing_to_pack, survey
+from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob, Skip
 from llgbm_pack.sources.tasks import zoo_tasks
 from llgbm_pack.sources.zoo import ZooListing, walk_zoo
 from llgbm_pack.tokenize.conditions import describe, load_tokenizer

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from llgbm_pack.plan.deltas import DeltaPlan
 from llgbm_pack.plan.estimate import TextSize
 from llgbm_pack.plan.options import PackOptions
-from llgbm_pack.plan.survey import Skip, Teacher
-from llgbm_pack.plan.values import PlannedSample
+from llgbm_pack.plan.survey import Teacher
+from llgbm_pack.plan.values import PlannedSample, Skip
 from llgbm_pack.sources.tasks import resolve_task
 from llgbm_pack.sources.texts import read_texts
 from llgbm_shards.errors import CheckpointError, PlanError

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llgbm_pack.plan.same_reason import grouped
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.sources.adapter import Adapter, read_adapter
 from llgbm_pack.sources.zoo import Candidate
 from llgbm_shards.errors import CheckpointError, HeaderError, PlanError, StorageError
 
 #: Module name -> (in, out), sorted by name: what two checkpoints must share to be in one set.
 Shapes = tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """A checkpoint that is not packed. ``fault`` is False when a policy asked for it."""
-
-    checkpoint: str
-    reason: str
-    fault: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,15 @@ class InputFile:
             return self.size < 0
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A checkpoint that is not packed. ``fault`` is False when a policy asked for it."""
+
+    checkpoint: str
+    reason: str
+    fault: bool = True
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
     """Something worth a line in the report that did not stop a checkpoint from being packed."""
