@@ -27,21 +27,13 @@ _WORDS: Final = {"base_model": "base model", "probes": "set of probes", "layer":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """How a disagreement is told: by a build, or by a dataset.
-
-    Attributes:
-        kind: The error.
-        where: The cache, as the user knows it.
-        maps: How paths of the cache are rewritten.
-        apart: How deltas that are unlike are kept apart.
-        most: What most of the deltas are called.
-    """
+    """How a disagreement is told: by a build, or by a dataset."""
 
     kind: type[PlanError | UsageError]
-    where: str
-    maps: str
-    apart: str
-    most: str
+    where: str  # the cache, as the user knows it
+    maps: str  # how paths of the cache are rewritten
+    apart: str  # how deltas that are unlike are kept apart
+    most: str  # what most of the deltas are called
 
     def of_rows(self, what: str, rows: Sequence[str], do: str) -> None:
         """Raise, if there are rows."""
@@ -52,17 +44,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Deltas that are beyond doubt.
+    """Deltas that are beyond doubt."""
 
-    Attributes:
-        matches: The delta of each checkpoint, by its path.
-        missing: Checkpoints without one.
-        notes: (checkpoint, what) that should be told.
-    """
-
-    matches: dict[str, Match]
-    missing: list[str]
-    notes: list[tuple[str, str]]
+    matches: dict[str, Match]  # the delta of each checkpoint, by its path
+    missing: list[str]  # checkpoints without one
+    notes: list[tuple[str, str]]  # (checkpoint, what) that should be told
 
 
 def settle(joined: JoinResult, wanted: Collection[str], refuse: Refusal) -> Settled:

@@ -21,15 +21,10 @@ _NORM_TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedDelta:
-    """One verified delta.
+    """One verified delta."""
 
-    Attributes:
-        array: (hidden,) float32, C-ordered; (probes, hidden) too where a base activation was read.
-        note: What was changed on the way in (a cast), or empty.
-    """
-
-    array: NDArray[np.float32]
-    note: str
+    array: NDArray[np.float32]  # (hidden,), C-ordered; of a base activation (probes, hidden) too
+    note: str  # what was changed on the way in (a cast), or empty
 
 
 def load_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> LoadedDelta:

@@ -57,32 +57,20 @@ Load = Callable[[DeltaEntry], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A joined delta.
-
-    Attributes:
-        entry: The delta.
-        matched_by: ``exact``, ``relative``, ``tail`` or ``name``.
-        note: What a person should know of this join, or empty.
-    """
+    """A joined delta."""
 
     entry: DeltaEntry
-    matched_by: str
-    note: str = ""
+    matched_by: str  # ``exact``, ``relative``, ``tail`` or ``name``
+    note: str = ""  # what a person should know of this join, or empty
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A checkpoint whose delta is not certain.
+    """A checkpoint whose delta is not certain."""
 
-    Attributes:
-        checkpoint: Its relative path.
-        entries: The deltas in question in the order given, at most 16 of them.
-        why: What is wrong when it is not their number, or empty.
-    """
-
-    checkpoint: str
-    entries: list[DeltaEntry]
-    why: str = ""
+    checkpoint: str  # its relative path
+    entries: list[DeltaEntry]  # the deltas in question in the order given, at most 16 of them
+    why: str = ""  # what is wrong, when it is not their number; or empty
 
     def __str__(self) -> str:
         listed = " or ".join(f"{entry.key} ({entry.path})" for entry in self.entries)
@@ -91,17 +79,12 @@ class Doubt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinResult:
-    """What was joined with what, and what was not; every checkpoint is in one of the three.
+    """What was joined with what, and what was not; every checkpoint is in one of the three."""
 
-    Attributes:
-        matches: The delta of each joined checkpoint, by relative path.
-        missing: Checkpoints without a delta, in the order given.
-        doubts: Checkpoints with more than one delta, with a delta that others claim too, or one that contradicts
-            itself; in the order given.
-    """
-
-    matches: dict[str, Match] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    matches: dict[str, Match] = field(default_factory=dict)  # the delta of each, by relative path
+    missing: list[str] = field(default_factory=list)  # checkpoints without a delta, in the order given
+    # Checkpoints with more than one delta, with a delta that others claim too, or with one that contradicts itself;
+    # in the order given.
     doubts: list[Doubt] = field(default_factory=list)
 
 

@@ -35,37 +35,21 @@ DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaEntry:
-    """One adapter of a delta cache; its array is read by :meth:`load` only.
+    """One adapter of a delta cache; its array is read by :meth:`load` only."""
 
-    Attributes:
-        key: Key in the manifest: an id, or the adapter's name in the second form.
-        name: The adapter's name; empty in the first form, whose ids name nothing.
-        path: The adapter's path as the cache recorded it.
-        file: File of the delta.
-        norm: The norm the manifest gives, if it does.
-        width: The width the manifest gives, if it does.
-        probes_file: File of the probe texts, if the manifest names one.
-        source_digest: Digest of the adapter the delta was measured on, or empty.
-        base_model: Base model of the measurement, or empty.
-        probes: Its probes, or empty.
-        layer: Its layer, or empty.
-        dtype: Its dtype, or empty.
-        task: The task the cache names, or empty.
-    """
-
-    key: str
-    name: str
-    path: str
-    file: Path
-    norm: float | None = None
-    width: int | None = None
-    probes_file: Path | None = None
-    source_digest: str = ""
-    base_model: str = ""
-    probes: str = ""
-    layer: str = ""
-    dtype: str = ""
-    task: str = ""
+    key: str  # key in the manifest: an id, or the adapter's name in the second form
+    name: str  # the adapter's name; empty in the first form, whose ids name nothing
+    path: str  # the adapter's path as the cache recorded it
+    file: Path  # file of the delta
+    norm: float | None = None  # the norm the manifest gives, if it does
+    width: int | None = None  # the width the manifest gives, if it does
+    probes_file: Path | None = None  # file of the probe texts, if the manifest names one
+    source_digest: str = ""  # digest of the adapter the delta was measured on, or empty
+    base_model: str = ""  # base model of the measurement, or empty
+    probes: str = ""  # its probes, or empty
+    layer: str = ""  # its layer, or empty
+    dtype: str = ""  # its dtype, or empty
+    task: str = ""  # the task the cache names, or empty
 
     def load(self) -> LoadedDelta:
         """Read and verify the delta.

@@ -21,21 +21,13 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """Deltas that one rule gives to the same checkpoints, by index.
+    """Deltas that one rule gives to the same checkpoints, by index."""
 
-    Attributes:
-        rule: ``exact``, ``relative``, ``tail`` or ``name``.
-        entries: The deltas, ascending.
-        owners: The checkpoints; more than one share the deltas, and none can have them.
-        height: Components of the shared tail; 0 of other rules.
-        says: What the path of a delta says against its name, or empty.
-    """
-
-    rule: str
-    entries: Sequence[int]
-    owners: Sequence[int]
-    height: int = 0
-    says: str = ""
+    rule: str  # ``exact``, ``relative``, ``tail`` or ``name``
+    entries: Sequence[int]  # the deltas, ascending
+    owners: Sequence[int]  # the checkpoints; more than one share the deltas, and none can have them
+    height: int = 0  # components of the shared tail; 0 of other rules
+    says: str = ""  # what the path of a delta says against its name, or empty
 
 
 class Rules:

@@ -21,18 +21,11 @@ from llgbm_shards.errors import PlanError
 
 @dataclass(slots=True)
 class DeltaPlan:
-    """The joined deltas.
+    """The joined deltas."""
 
-    Attributes:
-        matches: Checkpoint path -> its delta.
-        width: Hidden width of the set's deltas; 0 packs none.
-        skipped: Checkpoints left out for want of a delta or for a fault of theirs.
-        notes: Warnings.
-    """
-
-    matches: dict[str, Match] = field(default_factory=dict)
-    width: int = 0
-    skipped: list[Skip] = field(default_factory=list)
+    matches: dict[str, Match] = field(default_factory=dict)  # checkpoint path -> its delta
+    width: int = 0  # hidden width of the set's deltas; 0 packs none
+    skipped: list[Skip] = field(default_factory=list)  # they have no delta, or a faulty one
     notes: list[Note] = field(default_factory=list)
 
 

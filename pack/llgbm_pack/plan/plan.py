@@ -26,35 +26,20 @@ from llgbm_shards.texts import ConditionSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a build will do.
+    """What a build will do."""
 
-    Attributes:
-        options: The options it was made from.
-        context: What all shards share.
-        jobs: The shards.
-        found: Checkpoints found in the zoo.
-        excluded: Checkpoints left out by --include, --exclude and --limit.
-        ignored: Directories of the zoo that were not entered: hidden ones, ``tmp-*``.
-        skipped: Checkpoints that cannot be packed, or that a policy leaves out.
-        notes: Warnings.
-        text_sources: Checkpoints by where their texts come from.
-        estimated_bytes: Bytes of all shards; texts and json are estimates.
-        fingerprint: Digest of options, sorted paths and shard assignment.
-        tokenizer: The text tokenizer, loaded; None packs no text ids.
-    """
-
-    options: PackOptions
-    context: PackContext
+    options: PackOptions  # the options it was made from
+    context: PackContext  # what all shards share
     jobs: tuple[ShardJob, ...]
-    found: int
-    excluded: int
-    ignored: tuple[str, ...]
-    skipped: tuple[Skip, ...]
+    found: int  # checkpoints found in the zoo
+    excluded: int  # checkpoints left out by --include, --exclude and --limit
+    ignored: tuple[str, ...]  # directories of the zoo that were not entered: hidden ones, ``tmp-*``
+    skipped: tuple[Skip, ...]  # checkpoints that cannot be packed, or that a policy leaves out
     notes: tuple[Note, ...]
-    text_sources: dict[str, int]
-    estimated_bytes: int
-    fingerprint: str
-    tokenizer: Any = field(repr=False, compare=False)
+    text_sources: dict[str, int]  # checkpoints by where their texts come from
+    estimated_bytes: int  # bytes of all shards; texts and json are estimates
+    fingerprint: str  # digest of options, sorted paths and shard assignment
+    tokenizer: Any = field(repr=False, compare=False)  # the text tokenizer, loaded; None packs no text ids
 
     @property
     def samples(self) -> int:

@@ -18,25 +18,15 @@ Shapes = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """What the survey keeps of a checkpoint; shapes are shared between equal checkpoints.
+    """What the survey keeps of a checkpoint; shapes are shared between equal checkpoints."""
 
-    Attributes:
-        path: POSIX path relative to the zoo.
-        weights: The safetensors file.
-        config: adapter_config.json, or None.
-        dtype: Source dtype.
-        rank: Largest rank of its modules.
-        shapes: Widths of its modules.
-        base_model: As the config names it, "" when unknown.
-    """
-
-    path: str
-    weights: Path
-    config: Path | None
-    dtype: str
-    rank: int
-    shapes: Shapes
-    base_model: str
+    path: str  # POSIX path relative to the zoo
+    weights: Path  # the safetensors file
+    config: Path | None  # adapter_config.json, or None
+    dtype: str  # source dtype
+    rank: int  # largest rank of its modules
+    shapes: Shapes  # widths of its modules
+    base_model: str  # as the config names it, "" when unknown
 
 
 def survey(candidates: Iterable[Candidate], alpha: float | None) -> tuple[list[Teacher], list[Skip]]:
