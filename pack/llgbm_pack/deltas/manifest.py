@@ -25,6 +25,8 @@ from llgbm_shards.storage import read_at_most, read_errors
 #: File names of the two forms.
 MANIFEST: Final = "manifest.json"
 NAMED_MANIFEST: Final = "delta_manifest.json"
+#: Where the base activation is, unless the manifest says otherwise.
+BASE_FILE: Final = "base_activation.npy"
 #: Largest manifest read, in bytes: about a million adapters.
 MAX_MANIFEST_BYTES: Final = 512 << 20
 #: A whole number in JSON may be beyond it, and then be no float.
@@ -125,9 +127,9 @@ def _parse_entry(
 ) -> DeltaEntry:
     where = f"{path} adapter {key[:80]!r}"
     norm = _number(info, "delta_norm" if named else "norm", where)
-    name = "delta_file" if named else "file"
-    file = _field(info, name, where) if named or name in info else f"{key}.npy"
-    probes = info.get("probes_file")
+    field = "delta_file" if named else "file"
+    file = _field(info, field, where) if named or field in info else f"{key}.npy"
+    probes = _field(info, "probes_file", where) if info.get("probes_file") not in (None, "") else None
     own = {name: value for name, value in provenance(info).items() if value}
     return DeltaEntry(
         key=key,
@@ -136,13 +138,18 @@ def _parse_entry(
         file=inside(path.parent, file, where=where, proven=norm is not None),
         norm=norm,
         width=_width(info.get("shape"), where),
-        probes_file=None
-        if probes in (None, "")
-        else inside(path.parent, _field(info, "probes_file", where), where=where),
+        probes_file=inside(path.parent, probes, where=where) if probes else None,
         source_digest=first_text(info, DIGEST_KEYS),
         task=first_text(info, ("task",)),
         **{**shared, **own},
     )
+
+
+def base_file(manifest: Mapping[str, Any], directory: Path) -> Path:
+    """The file of the base activation, whether or not it is there."""
+    where, name = str(directory), "base_activation_file"
+    file = _field(manifest, name, where) if manifest.get(name) else BASE_FILE
+    return inside(directory, file, where=where)
 
 
 def inside(directory: Path, file: str, *, where: str, proven: bool = True) -> Path:
