@@ -17,12 +17,7 @@ Vote = tuple[str, int, Shapes]
 
 
 def choose_layout(teachers: Sequence[Teacher], options: LayoutOptions, zoo: Path) -> Layout:
-    """The layout that most teachers share, after ``--dtype`` and ``--rank`` have had their say.
-
-    Args:
-        teachers: One or more.
-        options: What is asked for.
-        zoo: Where they are, for messages.
+    """The layout that most teachers (one or more) share, after ``--dtype`` and ``--rank`` have had their say.
 
     Raises:
         PlanError: Two layouts have the same count and none has more.
@@ -68,15 +63,18 @@ def keep_fitting(
 
 
 def _vote(teacher: Teacher, options: LayoutOptions) -> Vote:
-    dtype = teacher.dtype if options.dtype == "auto" else options.dtype
-    return (dtype, options.rank or teacher.rank, teacher.shapes)
+    return (_dtype(teacher, options), options.rank or teacher.rank, teacher.shapes)
+
+
+def _dtype(teacher: Teacher, options: LayoutOptions) -> str:
+    return teacher.dtype if options.dtype == "auto" else options.dtype
 
 
 def _misfit(
     teacher: Teacher, layout: Layout, table: dict[str, tuple[int, int]], options: LayoutOptions
 ) -> str:
     """Why a teacher does not fit, or an empty string."""
-    dtype = teacher.dtype if options.dtype == "auto" else options.dtype
+    dtype = _dtype(teacher, options)
     if dtype != layout.dtype:
         return f"dtype does not fit the set: expected {layout.dtype}, got {dtype}. Cast the whole set with --dtype."
     if teacher.rank > layout.rank or (options.rank is None and teacher.rank != layout.rank):

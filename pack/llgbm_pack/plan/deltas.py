@@ -38,14 +38,9 @@ def plan_deltas(
 ) -> DeltaPlan:
     """Find and verify the delta of each teacher.
 
-    Args:
-        teachers: The checkpoints to pack, as far as is known.
-        every_path: Paths of all checkpoints of the zoo, packed or not: each claims its own delta, so that a
-            checkpoint that is left out does not leave its delta to a namesake.
-        tasks: The zoo's own tasks, by path.
-        options: What is asked for.
-        only: The part of a set that is packed again: it says who has a delta, and the deltas are verified as they are
-            packed.
+    All checkpoints of the zoo (``every_path``), packed or not, claim their own deltas: one that is left out does not
+    leave its delta to a namesake. Of a part of a set (``only``) the set says who has a delta, and the deltas are
+    verified as they are packed.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
@@ -56,20 +51,24 @@ def plan_deltas(
     if options.deltas is None or not wanted:
         return plan
     entries = _entries(options.deltas)
-    every_path = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
+    claimants = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
+    joined = join_deltas(claimants, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
     refuse = _refusal(options.deltas)
     settled = settle(joined, wanted, refuse)
     if only:
-        lost = "no delta found (give --map as for the build)"
-        plan.skipped += [Skip(path, lost) for path in settled.missing]
         plan.matches = settled.matches
+        lost = "no delta found (give --map as for the build)"
+        plan.skipped = [Skip(path, lost) for path in settled.missing]
         return plan
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
     _apply_missing_policy(settled.missing, plan, options)
     refuse_mixed(settled.matches, refuse)
     plan.matches = _verified(settled.matches, entries, plan, refuse)
-    plan.notes += _stale(teachers, plan.matches)
+    plan.notes += [
+        Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
+        for teacher in teachers
+        if teacher.path in plan.matches and _is_stale(teacher, plan.matches[teacher.path].entry)
+    ]
     return plan
 
 
@@ -141,12 +140,5 @@ def _lag_warning(lag: LagCorrelation) -> str:
     )
 
 
-def _stale(teachers: Sequence[Teacher], matches: Mapping[str, Match]) -> list[Note]:
-    notes = []
-    for teacher in teachers:
-        match = matches.get(teacher.path)
-        if match and teacher.weights.stat().st_mtime_ns > match.entry.file.stat().st_mtime_ns:
-            notes.append(
-                Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
-            )
-    return notes
+def _is_stale(teacher: Teacher, entry: DeltaEntry) -> bool:
+    return teacher.weights.stat().st_mtime_ns > entry.file.stat().st_mtime_ns

@@ -229,6 +229,5 @@ def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:
     shards = {job.name: [sample.path for sample in job.samples] for job in jobs}
     maps = [list(pair) for pair in options.maps]
     paths = sorted(path for paths in shards.values() for path in paths)
-    return blake3_hex(
-        dump_json({"options": options.content(), "maps": maps, "paths": paths, "shards": shards})
-    )
+    content = {"options": options.content(), "maps": maps, "paths": paths, "shards": shards}
+    return blake3_hex(dump_json(content))

@@ -74,9 +74,8 @@ class PackContext:
     def digest(self) -> str:
         """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""
         places = ("zoo", "out", "texts")
-        return blake3_hex(
-            dump_json({key: value for key, value in _plain(asdict(self)).items() if key not in places})
-        )
+        kept = {key: value for key, value in asdict(self).items() if key not in places}
+        return blake3_hex(dump_json(_plain(kept)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,9 +151,8 @@ def from_row(kind: type[T], row: dict[str, Any]) -> T:
         TypeError: The row is none, or a field is of another type.
     """
     for field in fields(kind):
-        if (
-            type(row[field.name]).__name__ != field.type
-        ):  # The annotation's text, for that is what is kept here.
+        # A field's type is the text of its annotation, for no annotation is evaluated here.
+        if type(row[field.name]).__name__ != field.type:
             raise TypeError(f"{field.name} is not of type {field.type}")
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 
