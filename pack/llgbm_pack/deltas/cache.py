@@ -236,13 +236,12 @@ class DeltaCache:
         with locked(self.cache_dir):
             self.entries()
             path = find_manifest(self.cache_dir) or self.cache_dir / MANIFEST
-            manifest = {**self._manifest, "adapters": dict(self._manifest["adapters"])}
-            draft = Draft(path, manifest)
+            draft = Draft(path, {**self._manifest, "adapters": dict(self._manifest["adapters"])})
             yield draft
             draft.write()
             self.entries()
 
 
-def _two_candidates(path: str, found: Iterable[DeltaEntry]) -> UsageError:
-    listed = ", ".join(f"{entry.key} ({entry.path})" for entry in found)
+def _two_candidates(path: str, candidates: Iterable[DeltaEntry]) -> UsageError:
+    listed = ", ".join(map(str, candidates))
     return UsageError("two deltas for one checkpoint", where=path, expected="one", got=listed)

@@ -73,7 +73,7 @@ class Doubt:
     why: str = ""  # what is wrong, when it is not their number; or empty
 
     def __str__(self) -> str:
-        listed = " or ".join(f"{entry.key} ({entry.path})" for entry in self.entries)
+        listed = " or ".join(map(str, self.entries))
         return f"{self.checkpoint}: {listed}" + (f": {self.why}" if self.why else "")
 
 
@@ -108,72 +108,65 @@ def join_deltas(
             above the checkpoints is no zoo, and no task is known.
         load: Reads a delta, (hidden,) float32, to compare two of one checkpoint; from its file by default.
     """
-    return _Join(checkpoints, os.fspath(zoo_root), entries, maps, tasks, load or _load).run()
+    paths = [rewrite(split_path(entry.path), maps) for entry in entries]
+    rules = Rules(checkpoints, os.fspath(zoo_root), paths, [entry.name for entry in entries])
+    claims: dict[int, list[Claim]] = defaultdict(list)
+    for claim in rules.claims():
+        for c in claim.owners:
+            claims[c].append(claim)
+    join = _Join(checkpoints, entries, rules, tasks, load or _load)
+    for c in range(len(checkpoints)):
+        join.settle(c, claims[c])
+    return join.result
 
 
+@dataclass(frozen=True, slots=True)
 class _Join:
-    """The claims on each checkpoint, and what follows from them."""
+    """What follows from the claims on each checkpoint."""
 
-    def __init__(
-        self,
-        checkpoints: Sequence[str],
-        root: str,
-        entries: Sequence[DeltaEntry],
-        maps: Sequence[tuple[str, str]],
-        tasks: Mapping[str, str] | None,
-        load: Load,
-    ) -> None:
-        self._checkpoints, self._entries, self._tasks, self._load = checkpoints, entries, tasks, load
-        paths = [rewrite(split_path(entry.path), maps) for entry in entries]
-        self._rules = Rules(checkpoints, root, paths, [entry.name for entry in entries])
+    checkpoints: Sequence[str]
+    entries: Sequence[DeltaEntry]
+    rules: Rules
+    tasks: Mapping[str, str] | None
+    load: Load
+    result: JoinResult = field(default_factory=JoinResult)
 
-    def run(self) -> JoinResult:
-        claims: dict[int, list[Claim]] = defaultdict(list)
-        for claim in self._rules.claims():
-            for c in claim.owners:
-                claims[c].append(claim)
-        result = JoinResult()
-        for c in range(len(self._checkpoints)):
-            self._settle(c, claims[c], result)
-        return result
-
-    def _settle(self, c: int, claims: Sequence[Claim], result: JoinResult) -> None:
-        path, why = self._checkpoints[c], self._why_shared(c, claims)
+    def settle(self, c: int, claims: Sequence[Claim]) -> None:
+        """Put one checkpoint into one of the three."""
+        path, why = self.checkpoints[c], self._why_shared(c, claims)
         listed = [(e, claim) for claim in claims for e in islice(claim.entries, _LISTED + 1)]
-        entries = [self._entries[e] for e in sorted(e for e, _ in listed)]
+        entries = [self.entries[e] for e in sorted(e for e, _ in listed)]
         if not claims:
-            result.missing.append(path)
+            self.result.missing.append(path)
         elif why or (len(entries) > 1 and not self._equal(entries)):
-            result.doubts.append(Doubt(path, entries[:_LISTED], why))
+            self.result.doubts.append(Doubt(path, entries[:_LISTED], why))
         else:
             # Of equal ones always the same, in whatever order they are listed.
             e, claim = min(listed, key=lambda one: self._rank(c, *one))
-            self._join(c, self._entries[e], claim, entries, result)
+            self._join(c, self.entries[e], claim, entries)
 
     def _rank(self, c: int, e: int, claim: Claim) -> tuple[bool, bool, str]:
-        entry = self._entries[e]
-        return self._is_of_another_task(c, entry, claim), self._rules.is_lone(c, claim), entry.key
+        entry = self.entries[e]
+        return self._is_of_another_task(c, entry, claim), self.rules.is_lone(c, claim), entry.key
 
-    def _join(
-        self, c: int, entry: DeltaEntry, claim: Claim, entries: Sequence[DeltaEntry], result: JoinResult
-    ) -> None:
-        path, notes = self._checkpoints[c], []
+    def _join(self, c: int, entry: DeltaEntry, claim: Claim, entries: Sequence[DeltaEntry]) -> None:
+        path, notes = self.checkpoints[c], []
         if self._is_of_another_task(c, entry, claim):
             why = f"joined by {self._means(c, claim)}, and the cache calls its task {entry.task!r}"
-            result.doubts.append(Doubt(path, [entry], why))
+            self.result.doubts.append(Doubt(path, [entry], why))
             return
-        if self._rules.is_lone(c, claim):
+        if self.rules.is_lone(c, claim):
             notes.append(f"delta joined by {self._means(c, claim)}: it was recorded as {entry.path}")
         if len(entries) > 1:
-            listed = ", ".join(f"{one.key} ({one.path})" for one in entries)
+            listed = ", ".join(map(str, entries))
             notes.append(f"{len(entries)} equal deltas are recorded for it: {listed}; {entry.key} is taken")
-        result.matches[path] = Match(entry, claim.rule, "; ".join(notes))
+        self.result.matches[path] = Match(entry, claim.rule, "; ".join(notes))
 
     def _why_shared(self, c: int, claims: Sequence[Claim]) -> str:
         for claim in claims:
             if claim.says:
                 return claim.says
-            others = [self._checkpoints[other] for other in islice(claim.owners, 2) if other != c]
+            others = [self.checkpoints[other] for other in islice(claim.owners, 2) if other != c]
             if others:
                 more = "" if len(claim.owners) == 2 else f" or another of {len(claim.owners)} checkpoints"
                 return f"which could as well be {others[0]}'s{more}"
@@ -184,23 +177,23 @@ class _Join:
         if len(entries) > _LISTED:
             return False
         try:
-            first = self._load(entries[0]).tobytes()
-            return all(self._load(entry).tobytes() == first for entry in entries[1:])
+            first = self.load(entries[0]).tobytes()
+            return all(self.load(entry).tobytes() == first for entry in entries[1:])
         except CheckpointError:
             return False  # all of them are listed
 
     def _means(self, c: int, claim: Claim) -> str:
         if claim.rule == "name":
             return "its name alone"
-        shared = "/".join(self._rules.shared(c, claim))
+        shared = "/".join(self.rules.shared(c, claim))
         return "its last folder alone" if claim.height == 1 else f"its last folders alone ({shared})"
 
     def _is_of_another_task(self, c: int, entry: DeltaEntry, claim: Claim) -> bool:
         """Whether a tail or a name that does not hold the task's folder is of a task that is not the checkpoint's."""
-        shared, path = self._rules.shared(c, claim), unwrap(self._rules.relative[c])
-        if self._tasks is None or not (entry.task and shared):
+        shared, path = self.rules.shared(c, claim), unwrap(self.rules.relative[c])
+        if self.tasks is None or not (entry.task and shared):
             return False
-        manifest = self._tasks.get(self._checkpoints[c], "")
+        manifest = self.tasks.get(self.checkpoints[c], "")
         if len(shared) >= len(path) > 1 or not {manifest, entry.task}.isdisjoint(shared[:-1]):
             return False
         own = {*path[:-1], manifest} - {""}

@@ -53,13 +53,11 @@ class DeltaEntry:
     dtype: str = ""  # its dtype, or empty
     task: str = ""  # the task the cache names, or empty
 
-    def load(self) -> LoadedDelta:
-        """Read and verify the delta.
+    def __str__(self) -> str:
+        return f"{self.key} ({self.path})"
 
-        Raises:
-            CheckpointError: The file is absent, no one-dimensional float array, not finite, or has another width or
-                norm than its manifest says.
-        """
+    def load(self) -> LoadedDelta:
+        """Read the delta and verify it against its manifest; raises what :func:`load_delta` does."""
         return load_delta(self.file, width=self.width, norm=self.norm)
 
 
@@ -74,8 +72,8 @@ def find_manifest(directory: Path) -> Path | None:
     Raises:
         UsageError: There are two; which one holds cannot be known.
     """
-    found = [directory / name for name in (MANIFEST, NAMED_MANIFEST) if (directory / name).is_file()]
-    if len(found) > 1:
+    manifests = [directory / name for name in (MANIFEST, NAMED_MANIFEST) if (directory / name).is_file()]
+    if len(manifests) > 1:
         raise UsageError(
             "two manifests in one delta cache",
             where=str(directory),
@@ -83,7 +81,7 @@ def find_manifest(directory: Path) -> Path | None:
             got="both",
             do="Move one of them, with its deltas, to a directory of its own.",
         )
-    return found[0] if found else None
+    return manifests[0] if manifests else None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -106,19 +104,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def parse_entries(manifest: Mapping[str, Any], path: Path) -> tuple[DeltaEntry, ...]:
-    """All entries of a manifest in its order; no delta is read.
-
-    Args:
-        manifest: What :func:`read_manifest` gave.
-        path: Where it lies; its name says which form it is.
+    """All entries of a manifest in its order; no delta is read. The name of its file (``path``) says its form.
 
     Raises:
         UsageError: A field is missing, of another type, or leads out of the cache.
     """
     config = manifest.get("config")
-    common = {**manifest, **(config if isinstance(config, dict) else {})}
+    shared = provenance({**manifest, **(config if isinstance(config, dict) else {})})
     named = path.name == NAMED_MANIFEST
-    shared = provenance(common)
     return tuple(_parse_entry(key, info, path, named, shared) for key, info in manifest["adapters"].items())
 
 

@@ -91,8 +91,8 @@ class Rules:
 
     def _equal(self, rule: str, wanted: Sequence[Parts], free: Iterable[int]) -> list[Claim]:
         owner = {parts: c for c, parts in enumerate(wanted)}
-        found = [(e, owner[self._paths[e]]) for e in free if self._paths[e] in owner]
-        return [Claim(rule=rule, entries=[e], owners=[c]) for e, c in found]
+        owned = [e for e in free if self._paths[e] in owner]
+        return [Claim(rule=rule, entries=[e], owners=[owner[self._paths[e]]]) for e in owned]
 
     def _by_tail(self, height: int, free: Iterable[int]) -> Iterator[Claim]:
         deep = [e for e in free if len(self.tails[e]) >= height]

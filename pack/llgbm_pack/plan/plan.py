@@ -64,21 +64,24 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as ``--dry-run --format json`` prints it."""
-        layout, planned = self.context.layout, [sample for job in self.jobs for sample in job.samples]
-        names = (
-            "found",
-            "excluded",
-            "ignored",
-            "samples",
-            "splits",
-            "text_sources",
-            "estimated_bytes",
-            "fingerprint",
-        )
-        tokens = {name: getattr(layout, name) for name in ("rank", "chunk", "dtype")}
+        layout = self.context.layout
+        planned = [sample for job in self.jobs for sample in job.samples]
+        tokens = {
+            "count": layout.num_tokens,
+            "rank": layout.rank,
+            "chunk": layout.chunk,
+            "dtype": layout.dtype,
+        }
         return {
-            **{name: getattr(self, name) for name in names},
-            "tokens": {"count": layout.num_tokens, **tokens},
+            "found": self.found,
+            "excluded": self.excluded,
+            "ignored": self.ignored,
+            "samples": self.samples,
+            "splits": self.splits,
+            "text_sources": self.text_sources,
+            "estimated_bytes": self.estimated_bytes,
+            "fingerprint": self.fingerprint,
+            "tokens": tokens,
             "members": list(self.context.members),
             "matched_by": dict(Counter(sample.matched_by for sample in planned if sample.matched_by)),
             "shards": [{"name": job.name, "samples": len(job.samples)} for job in self.jobs],
@@ -219,10 +222,8 @@ def _empty_splits(jobs: Sequence[ShardJob], options: PackOptions) -> list[Note]:
         return []
     empty = [split for split in (TRAIN, VAL) if all(job.split != split for job in jobs)]
     groups = "tasks go whole into one split" if options.split_by == "task" else "there are few checkpoints"
-    what = (
-        f"no checkpoint falls into the split {{}}: {groups}; another --seed, --split or --split-by may help"
-    )
-    return [Note(checkpoint="", what=what.format(split)) for split in empty]
+    why = f"{groups}; another --seed, --split or --split-by may help"
+    return [Note(checkpoint="", what=f"no checkpoint falls into the split {split}: {why}") for split in empty]
 
 
 def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:
