@@ -86,7 +86,7 @@ class DeltaCache:
     def get_delta_for_checkpoint(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
         """The delta of a checkpoint that may have been moved: joined as in :mod:`llgbm_pack.deltas.join`, never by substring.
 
-        Of the checkpoint only its path is known here, not the zoo around it; joining a whole zoo at once knows more.
+        Only the checkpoint's path is known here, not the zoo around it; joining a whole zoo at once knows more.
 
         Returns:
             (hidden,) float32, or None if none fits.

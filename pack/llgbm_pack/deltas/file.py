@@ -23,7 +23,7 @@ _NORM_TOLERANCE: Final = 1e-3
 class LoadedDelta:
     """One verified delta."""
 
-    array: NDArray[np.float32]  # (hidden,), C-ordered; of a base activation (probes, hidden) too
+    array: NDArray[np.float32]  # (hidden,), C-ordered; a base activation may be (probes, hidden)
     note: str  # what was changed on the way in (a cast), or empty
 
 
@@ -46,7 +46,7 @@ def load_delta(file: Path, *, width: int | None = None, norm: float | None = Non
 
 
 def read_array(file: Path, *, dimensions: int) -> LoadedDelta:
-    """Read floats from an npy file strictly, in at most ``dimensions`` dimensions; pickles and object arrays have no way in.
+    """Read floats of at most ``dimensions`` dimensions from an npy file; pickles and object arrays have no way in.
 
     Raises:
         CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.

@@ -1,6 +1,6 @@
 """Join checkpoints with deltas by whole path components; a wrong join is worse than none.
 
-The rules, in this order; of each delta the first holds that gives it to any checkpoint:
+The rules, in this order; for each delta the first one that gives it to any checkpoint holds:
 
 1. ``exact``: the path the cache recorded (after ``--map``) is the checkpoint's path. The zoo may be spelled in any way
    there and on the command line (relative to the working directory, through links): it is where it really lies.
@@ -29,8 +29,8 @@ So a renamed task joins by tail when its adapters' names are unique; ``--map OLD
 and told, when the folders above differ, no more than one of its components names an adapter in particular
 (``foo/checkpoint-300``), and it does not cover a path of two or more components in the zoo.
 
-A tail or a name that does not hold the task's folder is refused when the cache calls the delta's task otherwise than the
-zoo does, by its manifest or any folder of the checkpoint's path. Of paths that are equal the task is not asked.
+A tail or a name that does not hold the task's folder is refused when the cache names another task for the delta than the
+zoo does, by its manifest or any folder of the checkpoint's path. Where paths are equal, the task does not matter.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class _Join:
     result: JoinResult = field(default_factory=JoinResult)
 
     def settle(self, c: int, claims: Sequence[Claim]) -> None:
-        """Put one checkpoint into one of the three."""
+        """Put one checkpoint among the matches, the missing or the doubts."""
         path, why = self.checkpoints[c], self._why_shared(c, claims)
         listed = [(e, claim) for claim in claims for e in islice(claim.entries, _LISTED + 1)]
         entries = [self.entries[e] for e in sorted(e for e, _ in listed)]

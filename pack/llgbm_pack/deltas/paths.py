@@ -49,9 +49,9 @@ class ZooPlace:
         return relative if relative[:1] == (_ROOT,) else self.root + relative
 
     def resolve(self, path: Parts) -> Parts:
-        """A recorded path; where what stands before a checkpoint's relative path is the zoo, its full path.
+        """A recorded path; a full path if what stands before a checkpoint's relative path leads to the zoo.
 
-        Where a link leads its folder to another one of the zoo, that one stands in its place: as a full path, or as a
+        Where its folder is a link to another folder of the zoo, that one stands in its place: as a full path, or as a
         relative one if the path is relative to the zoo. Each beginning and each folder is looked up once.
         """
         for start in range(len(path) + 1):
@@ -60,7 +60,7 @@ class ZooPlace:
         return self._unlinked(path[:-1]) + path[-1:]
 
     def _unlinked(self, folder: Parts) -> Parts:
-        """The folder; where it leads through a link to one inside the zoo, that one."""
+        """The folder, or the folder inside the zoo to which it leads through a link."""
         if self.root == (_ROOT,):
             return folder  # all there is would lie inside
         if folder not in self._linked:

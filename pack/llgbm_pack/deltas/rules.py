@@ -57,7 +57,7 @@ class Rules:
         self._cache_heights = _heights(self.tails)
 
     def claims(self) -> Iterator[Claim]:
-        """Each delta in the claim of the first rule that gives it to any checkpoint, deltas of none in no claim."""
+        """Each delta in the claim of the first rule that gives it to any checkpoint; no claim holds the others."""
         free = dict.fromkeys(range(len(self._paths)))
         for claim in self._by_each_rule(free):
             for e in claim.entries:

@@ -62,7 +62,7 @@ class Draft:
 def entry_info(
     path: str, array: NDArray[np.float32], *, named: bool, old: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """An entry less the name of its file: what the old one said, unless it was of the delta, and what is new."""
+    """An entry without the name of its file: the old fields, except those of the old delta itself, and the new ones."""
     kept = {name: value for name, value in old.items() if name not in ("file", "shape", *DIGEST_KEYS)}
     norm = vector_norm(array)
     if named:

@@ -1,4 +1,4 @@
-"""One layout for a set: the one that most of the zoo has; who does not fit is skipped and says why."""
+"""One layout for a set: the one that most of the zoo has; what does not fit is skipped, with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_layout(teachers: Sequence[Teacher], options: LayoutOptions, zoo: Path
     Raises:
         PlanError: Two layouts have the same count and none has more.
     """
-    # Who is refused for its rank in any case has no say in the rest.
+    # A teacher whose rank is refused in any case has no vote on the rest.
     voters = [teacher for teacher in teachers if teacher.rank <= (options.rank or teacher.rank)] or teachers
     votes = Counter(_vote(teacher, options) for teacher in voters)
     ranked = votes.most_common(2)

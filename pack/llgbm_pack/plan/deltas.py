@@ -39,8 +39,8 @@ def plan_deltas(
     """Find and verify the delta of each teacher.
 
     All checkpoints of the zoo (``every_path``), packed or not, claim their own deltas: one that is left out does not
-    leave its delta to a namesake. Of a part of a set (``only``) the set says who has a delta, and the deltas are
-    verified as they are packed.
+    leave its delta to a namesake. For a part of a set (``only``) the set says who has a delta, and the deltas
+    are verified as they are packed.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
@@ -61,9 +61,9 @@ def plan_deltas(
         plan.skipped = [Skip(path, lost) for path in settled.missing]
         return plan
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
-    _apply_missing_policy(settled.missing, plan, options)
+    plan.skipped += _skipped_without(settled.missing, options)
     refuse_mixed(settled.matches, refuse)
-    plan.matches = _verified(settled.matches, entries, plan, refuse)
+    _take_sound(plan, settled.matches, entries, refuse)
     plan.notes += [
         Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
         for teacher in teachers
@@ -93,7 +93,8 @@ def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
     return DeltaCache(directory).entries()
 
 
-def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: PackOptions) -> None:
+def _skipped_without(missing: Sequence[str], options: PackOptions) -> list[Skip]:
+    """What ``--missing-delta`` says of checkpoints without a delta."""
     if missing and options.missing_delta == "error":
         raise PlanError(
             f"{len(missing)} checkpoints have no delta",
@@ -101,14 +102,14 @@ def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: Pack
             got="\n  " + "\n  ".join(missing),
             do="\nCompute them, or say --missing-delta skip (leave these out) or zeros (pack zeros, has_delta false).",
         )
-    if options.missing_delta == "skip":
-        plan.skipped += [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in missing]
+    left_out = missing if options.missing_delta == "skip" else ()
+    return [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in left_out]
 
 
-def _verified(
-    matches: Mapping[str, Match], entries: Sequence[DeltaEntry], plan: DeltaPlan, refuse: Refusal
-) -> dict[str, Match]:
-    """Load every joined delta, in manifest order; faults skip their checkpoint."""
+def _take_sound(
+    plan: DeltaPlan, matches: Mapping[str, Match], entries: Sequence[DeltaEntry], refuse: Refusal
+) -> None:
+    """Load every joined delta, in manifest order, and take the sound ones; a faulty one skips its checkpoint."""
     owner = {match.entry.key: path for path, match in matches.items()}
     lag = LagCorrelation()
 
@@ -130,7 +131,7 @@ def _verified(
     plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
     if lag.suspicious:
         plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
-    return {path: match for path, match in matches.items() if path not in faults}
+    plan.matches = {path: match for path, match in matches.items() if path not in faults}
 
 
 def _lag_warning(lag: LagCorrelation) -> str:

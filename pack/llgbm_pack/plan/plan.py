@@ -110,7 +110,7 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     skipped = [Skip(bad.path, bad.reason, bad.fault) for bad in listing.rejected]
 
     def left(kept: list[T], dropped: Sequence[Skip]) -> list[T]:
-        """What is left to plan. A build needs some; of a part of a set even none is an answer."""
+        """What is left to plan. A build needs something; a part of a set may have nothing left."""
         skipped.extend(dropped)
         if not (kept or only):
             raise nothing_to_pack(options.zoo, skipped, excluded)
@@ -154,7 +154,7 @@ def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None)
 
 
 def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:
-    """All checkpoints that claim a delta. Of a set those that were there then, as far as it knows them."""
+    """All checkpoints that claim a delta; for a part of a set, those of its build, as far as the set knows them."""
     known = only.known if only else ()
     if only and only.knows_skipped and not (options.include or options.exclude or options.limit):
         return list(known)
