@@ -11,8 +11,7 @@ from llgbm_pack.cli.output import human_bytes
 from llgbm_pack.packing.report import PackReport
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.same_reason import grouped, one_line
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import Note
+from llgbm_pack.plan.values import Note, Skip
 
 if TYPE_CHECKING:
     from llgbm_pack.cli.check import Checked

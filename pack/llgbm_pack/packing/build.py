@@ -18,7 +18,7 @@ from llgbm_pack.packing.unfinished import ShardRecord, begin, finished_record, l
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.same_reason import grouped
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import PlanError, UsageError
 from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, RECORD_NAME

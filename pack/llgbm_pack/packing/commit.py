@@ -9,7 +9,7 @@ from typing import Final
 
 from llgbm_pack.packing.unfinished import ShardRecord
 from llgbm_pack.plan.plan import Plan
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY

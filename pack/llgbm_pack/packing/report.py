@@ -9,8 +9,7 @@ from typing import Any
 
 from llgbm_pack.packing.unfinished import ShardRecord
 from llgbm_pack.plan.plan import Plan
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import Note, ShardJob
+from llgbm_pack.plan.values import Note, ShardJob, Skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

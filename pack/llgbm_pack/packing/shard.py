@@ -8,8 +8,7 @@ from typing import Any
 
 from llgbm_pack.packing.checkpoint import Packer
 from llgbm_pack.packing.unfinished import ShardRecord, record_path
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob
+from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob, Skip
 from llgbm_shards.errors import CheckpointError
 from llgbm_shards.members import fixed_sizes
 from llgbm_shards.shard_writer import PackedSample, write_shard

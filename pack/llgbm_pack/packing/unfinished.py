@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llgbm_pack.plan.plan import Plan
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import InputFile, Note, ShardJob, from_row
+from llgbm_pack.plan.values import InputFile, Note, ShardJob, Skip, from_row
 from llgbm_pack.tokenize.conditions import save_loaded
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import HeaderError, PlanError, StorageError

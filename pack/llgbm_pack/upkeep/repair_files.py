@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llgbm_pack.packing.commit import file_entry, skipped_json, tokenizer_files
 from llgbm_pack.packing.sample_json import columns
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards import ustar
