@@ -31,6 +31,7 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 from llgbm_shards.deep import DeepCheck
+from llgbm_shards.directory import require_set_directory
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
 from llgbm_shards.names import INDEX_NAME, RECORD_NAME
@@ -38,7 +39,6 @@ from llgbm_shards.presence import check_extra, check_files, check_presence, find
 from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.storage import require_set_directory
 
 Progress = Callable[[int], None]
 _DAY_S: Final = 86_400

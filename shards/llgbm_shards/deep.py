@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from llgbm_shards.canonical import dump_json
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding
 from llgbm_shards.layout import PADDING_BITS, Layout
 from llgbm_shards.members import SUFFIX, sample_key
 from llgbm_shards.npy import vector_norm
+from llgbm_shards.sample import Sample, decode_sample
 from llgbm_shards.schema import SAMPLE, faults
-from llgbm_shards.shardset import MemberExtent, Sample, ShardSet, decode_sample
+from llgbm_shards.shardset import ShardSet
 from llgbm_shards.texts import check_vocabulary
 
 #: Bits of the exponent: all ones means NaN or infinity.

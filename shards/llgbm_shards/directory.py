@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from llgbm_shards.errors import DamageError
+from llgbm_shards.errors import DamageError, StorageError
 from llgbm_shards.storage import storage_errors
 
 
@@ -56,6 +56,19 @@ class Directory:
         for name, is_folder in kinds:
             yield from self.files_below(name) if is_folder else [name]
 
+    def holds(self, name: str) -> bool:
+        """Whether something here has the name, be it a link that leads nowhere.
+
+        Raises:
+            StorageError: There is no telling.
+        """
+        with storage_errors(Path(name)):
+            try:
+                os.lstat(name, dir_fd=self.fd)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
     def missing(self, name: str, what: str = "missing") -> DamageError:
         """The error for a file that is not there: gone with the whole set when another one has its place."""
         if self._is_at(self.path) is not False:
@@ -69,6 +82,14 @@ class Directory:
         except OSError:
             return None
         return os.path.samestat(there, os.fstat(self.fd))
+
+
+def require_set_directory(path: Path) -> None:
+    """Raises StorageError when there is no directory to look for a set in."""
+    with storage_errors(path):
+        if not path.is_dir():
+            do = "Name the directory that a build wrote."
+            raise StorageError("no such directory", where=str(path), do=do)
 
 
 def replaced(name: str, expected: str, got: str) -> DamageError:

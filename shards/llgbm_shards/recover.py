@@ -14,9 +14,10 @@ from typing import Any, Final
 from llgbm_shards import ustar
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding
 from llgbm_shards.members import KEY, SUFFIX
-from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.storage import read_range
 
 _FIELD: Final = {suffix: name for name, suffix in SUFFIX.items()}

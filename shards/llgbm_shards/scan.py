@@ -13,13 +13,14 @@ from blake3 import blake3
 
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import HeldShard
 from llgbm_shards.members import SUFFIX
 from llgbm_shards.presence import finding_of
 from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.storage import read_into, read_range
 
 #: Read size: large enough to amortise calls, small enough to be hashed while it is still in cache.

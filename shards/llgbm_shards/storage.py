@@ -93,14 +93,6 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def require_set_directory(path: Path) -> None:
-    """Raises StorageError when there is no directory to look for a set in."""
-    with storage_errors(path):
-        if not path.is_dir():
-            do = "Name the directory that a build wrote."
-            raise StorageError("no such directory", where=str(path), do=do)
-
-
 def refuse_link(directory: Path) -> None:
     """Refuse a directory of the output that is a link: what is written or removed there may be anybody's.
 

@@ -19,6 +19,7 @@ from llgbm_pack.upkeep.repair_files import (
 )
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards.check_set import check
+from llgbm_shards.directory import Directory, require_set_directory
 from llgbm_shards.errors import (
     DamageError,
     DiskFullError,
@@ -37,9 +38,9 @@ from llgbm_shards.names import (
     TOKENIZER_DIRECTORY,
 )
 from llgbm_shards.out_directory import refuse_no_set
-from llgbm_shards.record import CommitRecord
-from llgbm_shards.shardset import ShardSet, read_record
-from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
+from llgbm_shards.record import CommitRecord, read_record
+from llgbm_shards.shardset import ShardSet
+from llgbm_shards.storage import remove_temporary, storage_errors
 
 Say = Callable[[str], None]
 
@@ -164,7 +165,7 @@ class _Repair:
 
     def _record(self) -> CommitRecord | None:
         try:
-            record = read_record(self._options.out)
+            record = read_record(Directory(self._options.out))
         except (DamageError, StorageError) as error:
             found: list[CommitRecord] = []
             self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
