@@ -16,22 +16,15 @@ class Directory:
 
     Pickled, it is opened again by a path that leads to it at that time; what is read there has to be proven.
 
-    Args:
-        path: Where it is now.
-
-    Attributes:
-        path: As it was named, for messages.
-        fd: Its descriptor, closed with the object.
-
     Raises:
         StorageError: It cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path)  # as it was named, for messages
         with storage_errors(self.path):
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.fd)
+        weakref.finalize(self, os.close, self.fd)  # closed with the object
 
     def __reduce__(self) -> tuple[type[Directory], tuple[Path]]:
         moved = Path(f"/proc/self/fd/{self.fd}").readlink()
