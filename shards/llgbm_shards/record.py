@@ -109,14 +109,12 @@ def parse_record(data: bytes) -> CommitRecord:
             raise HeaderError("not canonical JSON", where=RECORD_NAME)
         digest = fields.pop("digest", None)
         if fields.get("format") != FORMAT:
-            raise HeaderError(
-                "unknown format", where=RECORD_NAME, expected=FORMAT, got=f"{fields.get('format')!r:.40}"
-            )
+            got = f"{fields.get('format')!r:.40}"
+            raise HeaderError("unknown format", where=RECORD_NAME, expected=FORMAT, got=got)
         actual = blake3_hex(dump_json(fields))
         if digest != actual:
-            raise HeaderError(
-                "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
-            )
+            expected = f"digest {digest!s:.64}"
+            raise HeaderError("edited or damaged", where=RECORD_NAME, expected=expected, got=actual)
         check_record(fields)
         _check_members(fields)
         return _from_json(fields, actual)
@@ -127,12 +125,11 @@ def parse_record(data: bytes) -> CommitRecord:
 
 def _check_members(fields: dict[str, Any]) -> None:
     """The member list is some of the known ones in their order, and agrees with texts and delta_width."""
-    forms = fields["texts"].get("forms")
-    if forms != []:
+    with_texts = fields["texts"].get("forms") != []
+    if with_texts:
         ConditionSpec.from_json(fields["texts"], where="texts")
-    absent = {"texts"} if forms == [] else set()
-    absent |= set() if fields["delta_width"] else {"delta"}
-    expected = [name for name in SUFFIX if name not in absent]
+    optional = {"texts": with_texts, "delta": fields["delta_width"] > 0}
+    expected = [name for name in SUFFIX if optional.get(name, True)]
     if fields["members"] != expected:
         what, got = "members do not fit texts and delta_width", f"{fields['members']!s:.120}"
         raise HeaderError(what, where="members", expected=f"{expected}", got=got)
@@ -165,9 +162,8 @@ def checked_digest(text: str) -> str:
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
     if not DIGEST.fullmatch(digest):
-        raise UsageError(
-            "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
-        )
+        got = shown(text)[:80]
+        raise UsageError("not a digest", where="expect_digest", expected="64 hex digits", got=got)
     return digest
 
 

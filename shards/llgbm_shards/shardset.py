@@ -15,7 +15,7 @@ import pyarrow as pa
 from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
 from llgbm_shards.canonical import blake3_hex
 from llgbm_shards.directory import Directory, replaced, require_set_directory
-from llgbm_shards.errors import MEND, DamageError, HeaderError, UsageError
+from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.extents import PARTS, MemberExtent, checked_extents, shard_extents
 from llgbm_shards.held import HeldShard, Identity, identities, identity_in
 from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
@@ -125,9 +125,8 @@ class ShardSet:
         """
         number = self._number.get(sample) if isinstance(sample, str) else as_index(sample)
         if number is None or not 0 <= number < len(self):
-            raise UsageError(
-                "no such sample", where=str(self.path), got=shown(sample), do="`inspect` lists keys."
-            )
+            do = "`inspect` lists keys."
+            raise UsageError("no such sample", where=str(self.path), got=shown(sample), do=do)
         return number
 
     def extents(self, sample: str | SupportsIndex) -> list[MemberExtent]:
@@ -163,12 +162,8 @@ class ShardSet:
         columns = [f"{field}.{part}" for field in self.record.members for part in PARTS]
         table = self.index(["key", "shard", "offset", *columns])
         if len(table) != len(self):
-            raise DamageError(
-                "index and record disagree",
-                shard=INDEX_NAME,
-                expected=f"{len(self)} samples",
-                got=f"{len(table)} rows",
-            )
+            expected, got = f"{len(self)} samples", f"{len(table)} rows"
+            raise DamageError("index and record disagree", shard=INDEX_NAME, expected=expected, got=got)
         return table
 
     @functools.cached_property
@@ -207,24 +202,18 @@ class ShardSet:
             StorageError: They cannot be read.
         """
         require(isinstance(extent, MemberExtent), "extent", "a MemberExtent, as extents() gives them", extent)
+        member = SUFFIX[extent.field]
         try:
             with self.open_shard(extent.shard, prove=False) as fd:
                 data = read_range(fd, extent.offset, extent.size)
-                if (actual := blake3_hex(data)) != extent.blake3:
-                    self.shards[extent.shard].prove(fd)
+                if (digest := blake3_hex(data)) == extent.blake3:
+                    return data
+                self.shards[extent.shard].prove(fd)
         except DamageError as error:
-            raise error.at(extent.key, SUFFIX[extent.field]) from error
-        if actual != extent.blake3:
-            raise DamageError(
-                "truncated" if len(data) < extent.size else "damaged",
-                shard=extent.shard,
-                key=extent.key,
-                member=SUFFIX[extent.field],
-                expected=f"{extent.size} bytes, digest {extent.blake3}",
-                got=f"{len(data)} bytes, digest {actual}",
-                do=MEND,
-            )
-        return data
+            raise error.at(extent.key, member) from error
+        what = "truncated" if len(data) < extent.size else "damaged"
+        expected, got = f"{extent.size} bytes, digest {extent.blake3}", f"{len(data)} bytes, digest {digest}"
+        raise DamageError(what, shard=extent.shard, expected=expected, got=got).at(extent.key, member)
 
     def read_sample(self, sample: str | SupportsIndex) -> Sample:
         """One sample, verified and decoded.
@@ -247,11 +236,10 @@ class ShardSet:
 
 
 def _record_and_identities(directory: Directory) -> tuple[CommitRecord, dict[str, Identity]]:
-    """The commit record, and the identities of the shards that were there before it was read, along with it.
+    """The commit record, and the identities of the shards that were there before it was read.
 
     Raises:
         DamageError: As for :func:`read_record`; or another record took its place meanwhile.
-        StorageError: It cannot be read.
     """
     before = identity_in(directory, RECORD_NAME)
     there = identities(directory)
