@@ -28,8 +28,8 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE
 from llgbm_shards.members import EncodedMember
 from llgbm_shards.names import TOKENIZER_DIRECTORY
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.shard_writer import PackedSample
-from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.storage import opened_file, read_errors, read_range
 from llgbm_shards.tensors import TensorSpec
 

@@ -18,7 +18,8 @@ from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.names import SKIPPED_NAME
 from llgbm_shards.record import read_listed
-from llgbm_shards.shardset import MAX_JSON_BYTES, ShardSet
+from llgbm_shards.sample import MAX_JSON_BYTES
+from llgbm_shards.shardset import ShardSet
 from llgbm_shards.skipped import skipped_checkpoints
 from llgbm_shards.storage import opened_file, read_into
 

@@ -19,7 +19,15 @@ from llgbm_pack.upkeep.repair_files import (
 )
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards.check_set import check
-from llgbm_shards.errors import DamageError, DiskFullError, LockedError, RepairError, StorageError, UsageError
+from llgbm_shards.directory import Directory, require_set_directory
+from llgbm_shards.errors import (
+    DamageError,
+    DiskFullError,
+    LockedError,
+    RepairError,
+    StorageError,
+    UsageError,
+)
 from llgbm_shards.findings import CheckReport, Finding
 from llgbm_shards.names import (
     INDEX_NAME,
@@ -30,9 +38,9 @@ from llgbm_shards.names import (
     TOKENIZER_DIRECTORY,
 )
 from llgbm_shards.out_directory import refuse_no_set
-from llgbm_shards.record import CommitRecord
-from llgbm_shards.shardset import ShardSet, read_record
-from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
+from llgbm_shards.record import CommitRecord, read_record
+from llgbm_shards.shardset import ShardSet
+from llgbm_shards.storage import remove_temporary, storage_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,7 +152,7 @@ class _Repair:
 
     def _record(self) -> CommitRecord | None:
         try:
-            record = read_record(self._options.out)
+            record = read_record(Directory(self._options.out))
         except (DamageError, StorageError) as error:
             restored = self._attempt(RECORD_NAME, restore_record, self._options)
             self.failed |= isinstance(error, StorageError) and restored is None

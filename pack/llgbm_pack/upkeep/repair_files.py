@@ -18,12 +18,12 @@ from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, xxh3
 from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
+from llgbm_shards.extents import row_extents
 from llgbm_shards.index import decode_index, encode_index, index_about, index_columns, refuse_many_rows
 from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.shardset import row_extents
 from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
 from llgbm_shards.storage import opened_file, read_file, read_range, refuse_link, storage_errors, write_file
 
