@@ -93,7 +93,7 @@ class HostBatch:
 
     plan: BatchPlan
     tensors: dict[str, Tensor]  # by name; tokens holds bodies when a device makes the tokens of them
-    lists: dict[str, list[str]]  # keys and index columns: a text a row, empty where a row fills up the batch
+    lists: dict[str, list[str]]  # keys and index columns: a text for each row, empty where it only fills up
 
     def row(self, index: int) -> Row:
         """Where the sample of a row goes."""
