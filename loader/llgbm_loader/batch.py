@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from llgbm_loader.options import ReadOptions, needed_members
 from llgbm_loader.reader import Row
 from llgbm_loader.ring import Buffer
 from llgbm_loader.tokens import TokenPlan
+from llgbm_shards.errors import UsageError
 
 if TYPE_CHECKING:  # it brings pyarrow, which takes half of the time that an import may take
     from llgbm_loader.selection import Selection
@@ -24,27 +25,16 @@ if TYPE_CHECKING:  # it brings pyarrow, which takes half of the time that an imp
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What batches of a selection look like.
-
-    Attributes:
-        selection: The chosen samples.
-        tokens: From body to tokens; None when tokens are not wanted.
-        conditions: Makes conditions; None when they are not wanted.
-        pinned: Host tensors are page-locked.
-    """
+    """What batches of a selection look like."""
 
     selection: Selection
-    tokens: TokenPlan | None
-    conditions: ConditionMaker | None
-    pinned: bool
+    tokens: TokenPlan | None  # None when tokens are not wanted
+    conditions: ConditionMaker | None  # None when they are not wanted
+    pinned: bool  # host tensors are page-locked
 
     @classmethod
     def of(cls, selection: Selection, options: ReadOptions, *, on_device: bool, pinned: bool) -> BatchPlan:
-        """The plan for these options.
-
-        Raises:
-            UsageError: The set does not allow them.
-        """
+        """The plan for these options; UsageError where the set does not allow them."""
         common = selection.common
         tokens = TokenPlan(common.layout, options, on_device) if "tokens" in common.fields else None
         conditions = ConditionMaker(common.spec, options) if common.spec is not None else None
@@ -54,7 +44,20 @@ class BatchPlan:
         """Bytes of the ring's buffer for a batch; 0 when tokens are not wanted."""
         return rows * self.tokens.host_bytes if self.tokens else 0
 
-    def host_bytes(self, rows: int) -> int:
+    def refuse_too_large(self, rows: int, batches: int) -> None:
+        """Refuse what this machine's whole memory could not hold, whatever else is in it, before it is asked for."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        needed = self._host_bytes(rows) * batches
+        if needed > memory:
+            raise UsageError(
+                "more than this machine's memory",
+                where="options batch_size, prefetch_batches, max_text_length and num_texts",
+                expected=f"at most {memory} bytes for {batches} batches of {rows} rows",
+                got=f"{needed} bytes",
+                do="Take fewer or smaller ones.",
+            )
+
+    def _host_bytes(self, rows: int) -> int:
         """Bytes of all host tensors of a batch, but for a few flags a row."""
         common = self.selection.common
         scales = 8 * common.layout.num_tokens if "scales" in needed_members(common.fields) else 0
@@ -62,12 +65,7 @@ class BatchPlan:
         return self.buffer_bytes(rows) + rows * (scales + conditions + 4 * common.delta_width)
 
     def allocate(self, rows: int, buffer: Buffer | None) -> HostBatch:
-        """Host tensors of a batch. The big one lies on the buffer, the small ones are fresh.
-
-        Args:
-            rows: B.
-            buffer: :meth:`buffer_bytes` bytes; None when tokens are not wanted.
-        """
+        """Host tensors of a batch. The big one lies on the buffer of :meth:`buffer_bytes`, the small ones are fresh."""
         tensors: dict[str, Tensor] = {}
         common = self.selection.common
         if self.tokens is not None and buffer is not None:
@@ -91,17 +89,11 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostBatch:
-    """A batch on the host.
-
-    Attributes:
-        plan: What it looks like.
-        tensors: By name; ``tokens`` holds bodies when a device makes the tokens of them.
-        lists: ``keys`` and the index columns, by name: a text of each row, empty where a row fills up the batch.
-    """
+    """A batch on the host."""
 
     plan: BatchPlan
-    tensors: dict[str, Tensor]
-    lists: dict[str, list[str]]
+    tensors: dict[str, Tensor]  # by name; tokens holds bodies when a device makes the tokens of them
+    lists: dict[str, list[str]]  # keys and index columns: a text for each row, empty where it only fills up
 
     def row(self, index: int) -> Row:
         """Where the sample of a row goes."""
@@ -137,17 +129,13 @@ class HostBatch:
         """The batch for a consumer on the CPU."""
         return self._trimmed(dict(self.tensors))
 
-    def finish_on_device(self, copies: dict[str, Tensor], invalid: list[int]) -> dict[str, Tensor]:
-        """Make the batch of its copies on a device.
-
-        Args:
-            copies: The copies of :attr:`tensors`.
-            invalid: Rows that hold no sample.
-        """
+    def finish_on_device(self, copies: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make the batch of the copies of :attr:`tensors` on a device."""
         plan = self.plan.tokens
         if plan is not None:
             copies["tokens"] = plan.make(copies["tokens"], copies["scales"])
-            for index in invalid:  # their zero scales would have made a frame, or NaN
+            # Rows that hold no sample: their zero scales would have made a frame, or NaN.
+            for index in np.flatnonzero(~self.tensors["valid"].numpy()).tolist():
                 copies["tokens"][index].zero_()
         return self._trimmed(copies)
 
@@ -170,8 +158,3 @@ class HostBatch:
 def _bits(tensor: Tensor) -> NDArray[Any]:
     bits: NDArray[Any] = tensor.view(torch.int16 if tensor.itemsize == 2 else torch.int32).numpy()
     return bits
-
-
-def invalid_rows(valid: Tensor) -> Iterator[int]:
-    """Numbers of the rows whose ``valid`` is False, of a host tensor."""
-    yield from np.flatnonzero(~valid.numpy()).tolist()

@@ -31,14 +31,9 @@ _MIXED: Final = ("prompt", "prompt_answer")
 
 @dataclass(frozen=True, slots=True)
 class ConditionMaker:
-    """Makes conditions as the options ask.
+    """Makes conditions as the options ask."""
 
-    Attributes:
-        spec: What stands around bare ids.
-        options: Form, mix, number of texts, length, seed.
-    """
-
-    spec: ConditionSpec
+    spec: ConditionSpec  # what stands around bare ids
     options: ReadOptions
 
     def __post_init__(self) -> None:
@@ -72,27 +67,14 @@ class ConditionMaker:
         return ["prompt_answer" if word < self.options.mix * _WORDS else "prompt" for word in words]
 
     def numbers(self, epoch: int, key: str, texts: int) -> list[int]:
-        """Numbers of the texts of one sample in one epoch; text 0 when none are drawn.
-
-        Args:
-            epoch: Number of the epoch.
-            key: The sample's key.
-            texts: How many texts the sample has, at least 1.
-        """
+        """Numbers of the texts of one sample in one epoch, of the ``texts`` it has; text 0 when none are drawn."""
         count = self.options.num_texts
         return [0] if count is None else draw_texts(self.options.seed, epoch, key, texts, count)
 
     def write(
         self, data: memoryview, epoch: int, key: str, ids: NDArray[np.int64], mask: NDArray[np.int64]
     ) -> None:
-        """Write one sample's condition.
-
-        Args:
-            data: The sample's texts, as stored.
-            epoch: Number of the epoch.
-            key: The sample's key.
-            ids: (L,) or (K, L), overwritten.
-            mask: Likewise.
+        """Write one sample's condition, of its texts as stored, over ids and mask, both (L,) or (K, L).
 
         Raises:
             HeaderError: Not texts, a form is missing, or one has more texts than another.

@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.memory import refuse_too_large
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions
+from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, from_arguments
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.arguments import as_index, shown, whole_number
 from llgbm_shards.errors import UsageError
@@ -79,19 +78,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
-        self._options = ReadOptions(
-            fields=fields,
-            frame=frame,
-            zero_std=zero_std,
-            dtype=dtype,
-            form=form,
-            mix=mix,
-            num_texts=num_texts,
-            max_text_length=max_text_length,
-            padding=padding,
-            verify=verify,
-            seed=seed,
-        )
+        self._options = from_arguments(ReadOptions, locals())
         if verify == "first-epoch":
             raise UsageError(
                 "a map-style dataset has no epochs", where="option verify", expected="full or off"
@@ -107,7 +94,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def _prepare(self) -> None:
         self._plan = BatchPlan.of(self._selection, self._options, on_device=False, pinned=False)
-        refuse_too_large(self._plan, rows=1, batches=1)
+        self._plan.refuse_too_large(rows=1, batches=1)
         self._local = threading.local()
         self._numbers: dict[str, int] | None = None
 

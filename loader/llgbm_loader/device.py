@@ -21,29 +21,15 @@ Tensors = dict[str, Tensor]
 
 
 class AcceleratorOps:
-    """What moving batches takes of a device, by torch.accelerator.
-
-    Args:
-        device: The device, with or without an index.
-
-    Raises:
-        UsageError: There is no such device.
-    """
+    """What moving batches takes of a device, by torch.accelerator; UsageError where there is no such device."""
 
     def __init__(self, device: torch.device) -> None:
         there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if there is None or there.type != device.type:
-            raise UsageError(
-                "no such device here", where="option device", expected=f"cpu or {there}", got=f"{device}"
-            )
+            raise _no_device(device, f"cpu or {there}")
         index = torch.accelerator.current_device_index() if device.index is None else device.index
         if index >= torch.accelerator.device_count():
-            raise UsageError(
-                "no such device here",
-                where="option device",
-                expected=f"an index below {torch.accelerator.device_count()}",
-                got=f"{device}",
-            )
+            raise _no_device(device, f"an index below {torch.accelerator.device_count()}")
         self.device = torch.device(device.type, index)
         self.pinned = device.type in ("cuda", "xpu")
 
@@ -82,29 +68,25 @@ class AcceleratorOps:
         tensor.record_stream(stream)
 
 
-def parse_device(device: str | int | torch.device) -> torch.device:
-    """A device by its name.
+def _no_device(device: torch.device, expected: str) -> UsageError:
+    return UsageError("no such device here", where="option device", expected=expected, got=f"{device}")
+
+
+def device_ops(device: str | int | torch.device) -> AcceleratorOps | None:
+    """How to move batches to a device; None for the CPU, where they already are.
 
     Raises:
-        UsageError: It is no device's name.
+        UsageError: It is no device's name, or there is no such device.
     """
     try:
-        if isinstance(device, str | torch.device) or as_index(device) is not None:
-            return torch.device(device)
-        raise TypeError(type(device).__name__)
+        if not isinstance(device, str | torch.device) and as_index(device) is None:
+            raise TypeError(type(device).__name__)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             "not a device", where="option device", expected="cpu, cuda, cuda:1, ...", got=shown(device)
         ) from error
-
-
-def device_ops(device: torch.device) -> AcceleratorOps | None:
-    """How to move batches to a device; None for the CPU, where they already are.
-
-    Raises:
-        UsageError: There is no such device.
-    """
-    return None if device.type == "cpu" else AcceleratorOps(device)
+    return None if parsed.type == "cpu" else AcceleratorOps(parsed)
 
 
 class SideStream:
@@ -123,15 +105,10 @@ class SideStream:
         finish: Callable[[Tensors], Tensors],
         sent: Callable[[torch.Event], None] | None = None,
     ) -> tuple[Tensors, torch.Event]:
-        """Copy tensors and finish them, all on the side stream.
+        """Copy host tensors, held until the copy is over, and make a batch of the copies, all on the side stream.
 
-        Args:
-            host: Tensors by name; held until their copy is over.
-            finish: Makes the batch's tensors of the copies, on the device.
-            sent: Is told the event of the copy, whether or not what follows succeeds.
-
-        Returns:
-            The tensors, and the event after which they are whole.
+        Returns the batch, and the event after which it is whole. ``sent`` is told the event of the copy, whether or not
+        what follows succeeds.
         """
         with self._lock, self._ops.on(self._stream):
             while self._copying and self._copying[0][0].query():

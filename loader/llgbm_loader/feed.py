@@ -19,25 +19,16 @@ from llgbm_shards.errors import UsageError
 
 
 class Feed:
-    """The batches of one iteration, in order.
-
-    Args:
-        plan: What batches look like.
-        options: How to read.
-        batches: Number of batches.
-        rows: Sample numbers of a batch.
-        pool: Memory for the ring; None when tokens are not wanted.
-        side: Way to the device; None for the CPU.
-    """
+    """The batches of one iteration, in order."""
 
     def __init__(
         self,
         plan: BatchPlan,
         options: FeedOptions,
-        batches: int,
-        rows: Callable[[int], NDArray[np.int64]],
-        pool: BufferPool | None,
-        side: SideStream | None,
+        batches: int,  # how many
+        rows: Callable[[int], NDArray[np.int64]],  # the sample numbers of one of them
+        pool: BufferPool | None,  # None when tokens are not wanted
+        side: SideStream | None,  # None for the CPU
     ) -> None:
         self._batches, self._rows, self._side = batches, rows, side
         self._submitted = 0
@@ -60,26 +51,25 @@ class Feed:
             self._submit()
 
     def next(self) -> Assembly:
-        """The next batch, whole; its error is raised.
+        """The next batch, whole; whatever went wrong while it was read is raised.
 
-        Raises:
-            Exception: Whatever went wrong while it was read.
-            UsageError: The loader was closed, or this is a forked process, which has no reader threads.
+        UsageError where the loader was closed, and in a forked process, which has no reader threads.
         """
         if self._closed:
-            raise _closed()
+            raise loader_closed()
         if os.getpid() != self._pid:
             raise UsageError(
                 "the iterator is of another process, from which this one was forked",
                 do="Make a loader in the process that iterates it.",
             )
-        self._allow()
+        if self._work.ring:
+            self._work.ring.allow(self._held.count())
         try:
             self._awaited = assembly = self._ahead.popleft()
         except IndexError:  # close() came in between and took them all
-            raise _closed() from None
+            raise loader_closed() from None
         if self._closed:  # and may have looked for what is awaited before it was there
-            raise _closed()
+            raise loader_closed()
         began = time.perf_counter()
         assembly.done.get()
         self.waited_s = time.perf_counter() - began
@@ -101,12 +91,8 @@ class Feed:
         self._work.stop(self._threads)
         self._stop.detach()  # only now: where Ctrl-C came in between, it stops what is left
         if (awaited := self._awaited) is not None:
-            awaited.error = _closed()
+            awaited.error = loader_closed()
             awaited.done.put(None)
-
-    def _allow(self) -> None:
-        if self._work.ring:
-            self._work.ring.allow(self._held.count())
 
     def _submit(self) -> None:
         if self._submitted < self._batches:
@@ -118,5 +104,6 @@ class Feed:
                 self._work.tasks.put((assembly, index))
 
 
-def _closed() -> UsageError:
+def loader_closed() -> UsageError:
+    """The error for whoever iterates a closed loader, or waits for a batch while it is closed."""
     return UsageError("the loader is closed", do="Make a new one.")

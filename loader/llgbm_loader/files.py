@@ -25,17 +25,10 @@ class ShardFiles:
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, shard: int, targets: Sequence[Target], offset: int, *, verify: bool = True) -> int:
-        """Fill the targets, one after the other, from a shard.
+        """Fill the targets, one after the other, from a shard; returns how many bytes it has too few.
 
-        Args:
-            shard: Its number.
-            targets: What is filled.
-            offset: Where in the shard.
-            verify: The caller verifies the bytes by their digest. Else the file has to be the one that was opened still
-                when they are read: a file system sets the times before it takes the bytes of a write.
-
-        Returns:
-            How many bytes the shard has too few.
+        With ``verify`` the caller verifies the bytes by their digest. Without, the file must still be the one that was
+        opened when they are read: a file system sets the times before it takes the bytes of a write.
 
         Raises:
             DamageError: The shard is missing or was replaced; key and member are for the caller to add.

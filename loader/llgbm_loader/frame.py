@@ -82,15 +82,9 @@ def code_dtype(frame: str, stored: torch.dtype) -> torch.dtype:
 
 
 def refuse_narrow_codes(frame: str, stored: torch.dtype, dtype: torch.dtype) -> None:
-    """The one rule for codes in tokens of a dtype: it holds each of them as it was computed.
+    """The one rule for codes of bodies of dtype ``stored`` in tokens of ``dtype``: it holds each as it was computed.
 
-    Args:
-        frame: ``dnd``, ``fp32`` or ``none``, which has no codes.
-        stored: dtype of the bodies.
-        dtype: dtype of the tokens.
-
-    Raises:
-        UsageError: Codes would be rounded; the std decoded of them could turn negative.
+    Else UsageError: codes would be rounded, and the std decoded of them could turn negative.
     """
     codes = code_dtype(frame, stored)
     if frame != "none" and torch.promote_types(codes, dtype) != dtype:
@@ -104,13 +98,7 @@ def refuse_narrow_codes(frame: str, stored: torch.dtype, dtype: torch.dtype) -> 
 
 
 def write_frame(tokens: Tensor, mean_code: Tensor, std_code: Tensor) -> None:
-    """Writes the frame of tokens in place.
-
-    Args:
-        tokens: (..., N, H, W).
-        mean_code: (..., N) code of the mean.
-        std_code: (..., N) code of the std.
-    """
+    """Writes the frame of tokens (..., N, H, W) in place, from codes (..., N) of mean and std."""
     mean_code, std_code = mean_code.to(tokens.dtype)[..., None], std_code.to(tokens.dtype)[..., None]
     tokens[..., -2:, 0::2] = mean_code[..., None]
     tokens[..., -2:, 1::2] = std_code[..., None]

@@ -19,12 +19,9 @@ from llgbm_shards.layout import PADDING_BITS
 
 
 class HostFramer:
-    """Finishes the blocks of one sample's body.
+    """Finishes the blocks of one sample's body, with its scales (N, 2).
 
-    Args:
-        plan: From body to tokens.
-        scales: (N, 2) float32, the sample's.
-        tokens: (N, H, W) or (N, r, chunk), written to; None when the body is finished in place.
+    Tokens are written to (N, H, W) or (N, r, chunk); without these the body is finished in place.
     """
 
     def __init__(self, plan: TokenPlan, scales: NDArray[np.float32], tokens: Tensor | None) -> None:
@@ -42,12 +39,7 @@ class HostFramer:
         return self._tokens is None and not masks
 
     def finish(self, first: int, block: NDArray[Any]) -> None:
-        """Finish the pieces from ``first`` on.
-
-        Args:
-            first: Number of the first piece.
-            block: (n, r, chunk) their bits; overwritten.
-        """
+        """Finish the n pieces from ``first`` on, whose bits are ``block`` (n, r, chunk), overwritten."""
         part = slice(first, first + len(block))
         constant, absent = self._constant[part], None
         if self._codes is not None and self._empty[part].any():

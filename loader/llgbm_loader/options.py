@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -46,21 +47,13 @@ Filters = Sequence[Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectOptions:
-    """Which samples: the sets taken as one, and what of them.
+    """Which samples: the sets taken as one, and what of them."""
 
-    Attributes:
-        paths: The sets' directories, absolute.
-        split: Only samples of this split; None takes all.
-        filters: Further conditions on index columns, in pyarrow's disjunctive normal form.
-        expect_digest: Digests the sets must have, one a set; empty when not pinned.
-        columns: Index columns that go into batches.
-    """
-
-    paths: tuple[Path, ...]
-    split: str | None = "train"
-    filters: Filters | None = None
-    expect_digest: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    paths: tuple[Path, ...]  # the sets' directories, absolute
+    split: str | None  # None takes all
+    filters: Filters | None  # further conditions on index columns, in pyarrow's disjunctive normal form
+    expect_digest: tuple[str, ...]  # one for each set; empty when not pinned
+    columns: tuple[str, ...]  # index columns that go into batches
 
     @classmethod
     def of(
@@ -97,33 +90,19 @@ class SelectOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """What a sample looks like once read: the same for the loader and the dataset.
+    """What a sample looks like once read: the same for the loader and the dataset."""
 
-    Attributes:
-        fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None takes all the set has.
-        frame: ``dnd``, ``fp32``, or ``none`` for the bare body.
-        zero_std: What a piece of zero std shows: ``nan`` or ``zeros``.
-        dtype: dtype of the tokens; None leaves the stored one.
-        form: ``prompt``, ``answer``, ``prompt_answer``, or ``mix`` of the first and the last.
-        mix: Under ``mix``, the probability of ``prompt_answer``, for each text by itself.
-        num_texts: None takes the first text of a sample, K draws K of them.
-        max_text_length: Ids of a condition at most.
-        padding: ``max_length``, or ``longest`` of the batch.
-        verify: ``full``, ``first-epoch`` or ``off``.
-        seed: Seed of the order and of the draws, -2**63 to 2**64 - 1 as for ``torch.manual_seed``.
-    """
-
-    fields: Sequence[str] | None = None
-    frame: str = "dnd"
-    zero_std: str = "nan"
-    dtype: torch.dtype | None = torch.float32
-    form: str = "prompt"
-    mix: float = 0.2
-    num_texts: int | None = None
-    max_text_length: int = 512
-    padding: str = "max_length"
-    verify: str = "full"
-    seed: int = 0
+    fields: Sequence[str] | None  # some of FIELDS; None takes all the set has
+    frame: str  # dnd, fp32, or none for the bare body
+    zero_std: str  # what a piece of zero std shows: nan or zeros
+    dtype: torch.dtype | None  # of the tokens; None leaves the stored one
+    form: str  # prompt, answer, prompt_answer, or mix of the first and the last
+    mix: float  # under mix, the probability of prompt_answer, for each text by itself
+    num_texts: int | None  # None takes the first text of a sample, K draws K of them
+    max_text_length: int  # ids of a condition at most
+    padding: str  # max_length, or longest of the batch
+    verify: str  # full, first-epoch or off
+    seed: int  # of the order and of the draws, -2**63 to 2**64 - 1 as for torch.manual_seed
 
     def __post_init__(self) -> None:
         if self.fields is not None:
@@ -137,38 +116,24 @@ class ReadOptions:
         _choice("form", self.form, FORMS)
         _choice("padding", self.padding, PADDINGS)
         _choice("verify", self.verify, VERIFY)
-        _probability("mix", self.mix)
+        _check(is_number(self.mix) and 0 <= self.mix <= 1, "mix", "a probability, 0 to 1", self.mix)
         _integers(self, num_texts=1, max_text_length=1)
         object.__setattr__(self, "seed", whole_number("seed", self.seed, LEAST_SEED, MOST_SEED))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamOptions:
-    """How samples become batches and reach the device.
+    """How samples become batches."""
 
-    Attributes:
-        batch_size: Rows of a batch on one rank.
-        device: Where the batch's tensors go.
-        shuffle: True, False, or ``shards``, which keeps the samples of a shard together.
-        rank: This rank; None to find out.
-        world_size: Number of ranks; None to find out.
-        remainder: ``drop`` or ``pad``.
-        on_bad_sample: ``raise`` or ``skip``.
-        max_bad_samples: Under ``skip``, how many damaged samples are let pass before it raises after all.
-        readers: Reader threads, at most 1,024: some hundred keep any store busy, and some thousand a process cannot have.
-        prefetch_batches: Batches read ahead, at most 1,024.
-    """
-
-    batch_size: int = 8
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    shuffle: bool | str = True
-    rank: int | None = None
-    world_size: int | None = None
-    remainder: str = "drop"
-    on_bad_sample: str = "raise"
-    max_bad_samples: int = 100
-    readers: int = 4
-    prefetch_batches: int = 2
+    batch_size: int  # rows of a batch on one rank
+    shuffle: bool | str  # True, False, or shards, which keeps the samples of a shard together
+    rank: int | None  # None to find out
+    world_size: int | None  # None to find out
+    remainder: str  # drop or pad
+    on_bad_sample: str  # raise or skip
+    max_bad_samples: int  # under skip, how many damaged samples are let pass before it raises after all
+    readers: int  # threads: some hundred keep any store busy, and some thousand a process cannot have
+    prefetch_batches: int  # batches read ahead
 
     def __post_init__(self) -> None:
         _choice("shuffle", self.shuffle, _SHUFFLES)
@@ -179,12 +144,18 @@ class StreamOptions:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, most))
 
 
+_Options = TypeVar("_Options", ReadOptions, StreamOptions)
+
+
+def from_arguments(kind: type[_Options], arguments: Mapping[str, Any]) -> _Options:
+    """Options of one kind, from the arguments of a constructor that has them all, by name."""
+    return kind(**{option.name: arguments[option.name] for option in dataclasses.fields(kind)})
+
+
 def needed_members(fields: Sequence[str]) -> tuple[str, ...]:
     """Members to read for these fields, in tar order: scales make the frame and mark pieces of zero std."""
-    members = {MEMBER[field] for field in fields}
-    if "tokens" in fields:
-        members.add("scales")
-    return tuple(member for member in MEMBER.values() if member in members)
+    needed = {*fields, "scales"} if "tokens" in fields else fields
+    return tuple(member for field, member in MEMBER.items() if field in needed)
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -197,10 +168,6 @@ def _integers(options: ReadOptions | StreamOptions, **least: int) -> None:
         value = getattr(options, name)
         if value is not None or name not in _MAY_BE_NONE:
             object.__setattr__(options, name, whole_number(name, value, bound, MOST_COUNT))
-
-
-def _probability(name: str, value: Any) -> None:
-    _check(is_number(value) and 0 <= value <= 1, name, "a probability, 0 to 1", value)
 
 
 def _listed(name: str, values: Any, kind: type | tuple[type, ...], expected: str, *, least: int = 1) -> None:

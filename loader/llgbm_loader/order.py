@@ -28,18 +28,10 @@ _MIX_2: Final = np.uint64(0x94D049BB133111EB)
 def epoch_order(
     seed: int, epoch: int, samples: int, *, shuffle: bool = True, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """The global sequence of an epoch.
+    """The global sequence of an epoch: (samples,), a permutation of 0 to samples-1; their order without ``shuffle``.
 
-    Args:
-        seed: The user's seed.
-        epoch: Number of the epoch.
-        samples: Number of samples.
-        shuffle: False gives sample-number order.
-        groups: (samples,) number of the shard of each sample: shards are then shuffled, and the samples of each
-            shard among themselves, so that neighbours in a store stay together.
-
-    Returns:
-        (samples,) int64, a permutation of 0 to samples-1.
+    With ``groups``, (samples,) the shard of each sample, shards are shuffled, and the samples of each shard among
+    themselves, so that neighbours in a store stay together.
     """
     if not shuffle:
         return np.arange(samples, dtype=np.int64)
@@ -74,23 +66,14 @@ def _finalize(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slices:
-    """One rank's batches of what is left of an epoch.
+    """One rank's batches of what is left of an epoch."""
 
-    Attributes:
-        samples: Length of the global sequence.
-        position: Places of it that all ranks together have consumed before.
-        batch_size: Rows of a batch on one rank.
-        rank: This rank.
-        world_size: Number of ranks.
-        remainder: ``drop`` leaves out an incomplete global batch at the end, ``pad`` fills it up.
-    """
-
-    samples: int
-    position: int
-    batch_size: int
+    samples: int  # length of the global sequence
+    position: int  # places of it that all ranks together have consumed before
+    batch_size: int  # rows of a batch on one rank
     rank: int
     world_size: int
-    remainder: str
+    remainder: str  # drop leaves out an incomplete global batch at the end, pad fills it up
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:

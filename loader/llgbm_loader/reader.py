@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from llgbm_loader.conditions import ConditionMaker
 from llgbm_loader.files import ShardFiles
 from llgbm_loader.hostframe import HostFramer
+from llgbm_loader.stored import StoredMember, side_by_side
 from llgbm_loader.tokens import TokenPlan
 from llgbm_shards import ustar
-from llgbm_shards.errors import MEND, DamageError, HeaderError
+from llgbm_shards.errors import DamageError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE
 from llgbm_shards.members import SUFFIX, body_header
 from llgbm_shards.npy import npy_header
@@ -33,23 +34,14 @@ BLOCK_BYTES: Final = 1 << 21
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Where one sample goes. What is None is not wanted.
+    """Where one sample goes. What is None is not wanted."""
 
-    Attributes:
-        body: (N, r, chunk) bits, filled with the stored bytes.
-        tokens: Tokens on the host, made of the body while it is read.
-        scales: (N, 2) float32.
-        delta: (hidden,) float32.
-        ids: (L,) or (K, L) int64.
-        mask: Likewise.
-    """
-
-    body: NDArray[Any] | None = None
-    tokens: Tensor | None = None
-    scales: NDArray[np.float32] | None = None
-    delta: NDArray[np.float32] | None = None
-    ids: NDArray[np.int64] | None = None
-    mask: NDArray[np.int64] | None = None
+    body: NDArray[Any] | None = None  # (N, r, chunk) bits, filled with the stored bytes
+    tokens: Tensor | None = None  # on the host, made of the body while it is read
+    scales: NDArray[np.float32] | None = None  # (N, 2)
+    delta: NDArray[np.float32] | None = None  # (hidden,)
+    ids: NDArray[np.int64] | None = None  # (L,) or (K, L)
+    mask: NDArray[np.int64] | None = None  # likewise
 
     def clear(self) -> None:
         """Zeros everywhere: what an invalid row shows."""
@@ -61,12 +53,11 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """One member on its way: header bytes to compare, and where its data goes."""
+class _Landing:
+    """Where the bytes of one member go, from its tar header to its padding."""
 
-    field: str
+    member: StoredMember
     head: memoryview
-    expected_head: bytes
     data: memoryview
     padding: memoryview
 
@@ -103,101 +94,94 @@ class SampleReader:
             DamageError: With shard, key and member. The row is then in no defined state.
             StorageError: The shard cannot be read.
         """
-        key = self._selection.key(number)
+        members = self._members(number)
+        body = members.pop("body", None)
         # Small members first: their scales are needed while the body's blocks pass through the cache.
-        total = 0
-        for run in self._runs(number):
-            total += self._read_small(number, key, run, epoch, row, verify)
-        if "body" in self._selection.members:
-            total += self._read_body(number, key, row, verify)
-        return total
+        runs = side_by_side(members.values())
+        nbytes = sum(self._read_small(run, epoch, row, verify) for run in runs)
+        return nbytes + (self._read_body(body, row, verify) if body else 0)
 
-    def _runs(self, number: int) -> Iterable[list[str]]:
-        """Wanted members but the body, grouped where they stand side by side in the tar."""
-        selection, run, end = self._selection, list[str](), -1
-        for field in selection.members:
-            if field == "body":
-                continue
-            start = int(selection.offsets[field][number])
-            if run and start != end:
-                yield run
-                run = []
-            run.append(field)
-            end = start + ustar.BLOCK + ustar.padded(int(selection.sizes[field][number]))
-        if run:
-            yield run
-
-    def _read_small(
-        self, number: int, key: str, run: Sequence[str], epoch: int, row: Row, verify: bool
-    ) -> int:
+    def _members(self, number: int) -> dict[str, StoredMember]:
+        """What the index says of the wanted members of a sample: by field, in tar order."""
         selection = self._selection
-        pieces = self._pieces(number, key, run, row)
+        shard = int(selection.shard[number])
+        key, shard_name = selection.key(number), selection.shards[shard].name
+        return {
+            field: StoredMember(
+                field=field,
+                key=key,
+                shard=shard,
+                shard_name=shard_name,
+                offset=int(selection.offsets[field][number]),
+                size=int(selection.sizes[field][number]),
+                xxh3_64=int(selection.hashes[field][number]),
+                prefix=self._prefix[field],
+            )
+            for field in selection.members
+        }
+
+    def _read_small(self, run: Sequence[StoredMember], epoch: int, row: Row, verify: bool) -> int:
+        """Read members that stand side by side at once; returns the bytes read."""
+        landings = self._landings(run, row)
         targets = [
-            (piece.field, part) for piece in pieces for part in (piece.head, piece.data, piece.padding)
+            (place.member, part) for place in landings for part in (place.head, place.data, place.padding)
         ]
-        self._fill(number, key, targets, int(selection.offsets[run[0]][number]), verify)
-        for piece in pieces:
-            self._check_head(number, key, piece.field, piece.head, piece.expected_head)
+        self._fill(targets, run[0].offset, verify)
+        for place in landings:
+            place.member.check_head(place.head)
             if verify:
-                digest = xxhash.xxh3_64(piece.head[ustar.BLOCK :])
-                digest.update(piece.data)
-                self._compare_hash(number, key, piece.field, digest.intdigest())
-            if piece.field == "texts":
-                self._write_condition(number, key, piece.data, epoch, row)
+                digest = xxhash.xxh3_64(place.member.prefix)
+                digest.update(place.data)
+                place.member.check_hash(digest.intdigest())
+            if place.member.field == "texts":
+                self._write_condition(place.member, place.data, epoch, row)
         return sum(len(part) for _, part in targets)
 
-    def _pieces(self, number: int, key: str, run: Sequence[str], row: Row) -> list[_Piece]:
+    def _landings(self, run: Sequence[StoredMember], row: Row) -> list[_Landing]:
         """Lay the members of a run out over the row's arrays and the scratch memory."""
-        sizes = {field: int(self._selection.sizes[field][number]) for field in run}
-        landing: dict[str, NDArray[Any] | None] = {"scales": row.scales, "delta": row.delta}
-        scratch = self._scratch_view(sum(sizes.values()) + 2 * ustar.BLOCK * len(run) + 64 * len(run))
-        pieces, used = [], 0
+        arrays: dict[str, NDArray[Any] | None] = {"scales": row.scales, "delta": row.delta}
+        most = sum(member.size for member in run) + (2 * ustar.BLOCK + 64) * len(run)
+        if len(self._scratch) < most:
+            self._scratch = bytearray(most)
+        scratch, used, landings = memoryview(self._scratch), 0, []
 
         def take(size: int) -> memoryview:
             nonlocal used
             used += size
             return scratch[used - size : used]
 
-        for field, size in sizes.items():
-            prefix = self._prefix[field]
+        for member in run:
             used = -(-used // 64) * 64  # arrays decoded in place want to be aligned
-            target = landing.get(field)
-            head = take(ustar.BLOCK + len(prefix))
-            data = take(size - len(prefix)) if target is None else target.reshape(-1).view(np.uint8).data
-            expected = ustar.header(f"{key}.{SUFFIX[field]}", size) + prefix
-            pieces.append(_Piece(field, head, expected, data, take(ustar.padded(size) - size)))
-        return pieces
+            array = arrays.get(member.field)
+            head = take(ustar.BLOCK + len(member.prefix))
+            data = take(member.size - len(member.prefix)) if array is None else _bytes(array)
+            landings.append(_Landing(member, head, data, take(ustar.padded(member.size) - member.size)))
+        return landings
 
-    def _read_body(self, number: int, key: str, row: Row, verify: bool) -> int:
-        selection, prefix = self._selection, self._prefix["body"]
-        size = int(selection.sizes["body"][number])
-        offset = int(selection.offsets["body"][number])
-        head = memoryview(bytearray(ustar.BLOCK + len(prefix)))
-        self._fill(number, key, [("body", head)], offset, verify)
-        self._check_head(number, key, "body", head, ustar.header(f"{key}.{SUFFIX['body']}", size) + prefix)
-        digest = xxhash.xxh3_64(prefix) if verify else None
-        offset += len(head)
+    def _read_body(self, member: StoredMember, row: Row, verify: bool) -> int:
+        """Read the body, block by block where its bytes are looked at again; returns the bytes read."""
+        head = memoryview(bytearray(ustar.BLOCK + len(member.prefix)))
+        self._fill([(member, head)], member.offset, verify)
+        member.check_head(head)
+        digest = xxhash.xxh3_64(member.prefix) if verify else None
+        offset = member.offset + len(head)
         framer = self._framer(row)
         # Blocks are for bytes that are looked at again while they are in cache; else one read takes them all.
         again = digest is not None or row.body is None or (framer is not None and not framer.idle)
-        step = self._step if again else selection.common.layout.num_tokens
-        for first in range(0, selection.common.layout.num_tokens, step):
-            block = self._target(row, first, step)
-            self._fill(number, key, [("body", block)], offset, verify)
+        num_tokens = self._selection.common.layout.num_tokens
+        step = self._step if again else num_tokens
+        for first in range(0, num_tokens, step):
+            # Read to the final buffer, or to a block that stays in cache.
+            block = self._block[: num_tokens - first] if row.body is None else row.body[first : first + step]
+            self._fill([(member, block)], offset, verify)
             offset += block.nbytes
             if digest is not None:
-                digest.update(block.reshape(-1).view(np.uint8).data)
+                digest.update(_bytes(block))
             if framer is not None:
                 framer.finish(first, block)
         if digest is not None:
-            self._compare_hash(number, key, "body", digest.intdigest())
-        return ustar.BLOCK + size
-
-    def _target(self, row: Row, first: int, step: int) -> NDArray[Any]:
-        """Where the pieces from ``first`` on are read to: the final buffer, or a block that stays in cache."""
-        if row.body is not None:
-            return row.body[first : first + step]
-        return self._block[: min(step, self._selection.common.layout.num_tokens - first)]
+            member.check_hash(digest.intdigest())
+        return ustar.BLOCK + member.size
 
     def _framer(self, row: Row) -> HostFramer | None:
         """What finishes the body on the host; None when a device does it."""
@@ -205,59 +189,29 @@ class SampleReader:
             return None
         return HostFramer(self._plan, row.scales, row.tokens)
 
-    def _write_condition(self, number: int, key: str, data: memoryview, epoch: int, row: Row) -> None:
-        conditions = self._conditions
-        if conditions is None or row.ids is None or row.mask is None:
+    def _write_condition(self, texts: StoredMember, data: memoryview, epoch: int, row: Row) -> None:
+        if self._conditions is None or row.ids is None or row.mask is None:
             return
         try:
-            conditions.write(data, epoch, key, row.ids, row.mask)
+            self._conditions.write(data, epoch, texts.key, row.ids, row.mask)
         except HeaderError as error:
-            raise self._damage(number, key, "texts", error.what, error.expected, error.got) from error
+            raise texts.damage(error.what, error.expected, error.got) from error
 
-    def _fill(
-        self, number: int, key: str, targets: Sequence[tuple[str, Target]], offset: int, verify: bool
-    ) -> None:
-        """Read parts of members, named by field, that stand one after the other."""
+    def _fill(self, targets: Sequence[tuple[StoredMember, Target]], offset: int, verify: bool) -> None:
+        """Read parts of members of one sample that stand one after the other."""
+        first, parts = targets[0][0], [part for _, part in targets]
         try:
-            parts = [part for _, part in targets]
-            missing = self._files.read(int(self._selection.shard[number]), parts, offset, verify=verify)
+            missing = self._files.read(first.shard, parts, offset, verify=verify)
         except DamageError as error:
-            raise error.at(key, SUFFIX[targets[0][0]]) from error
-        if missing:
-            left = missing
-            for field, part in reversed(targets):
-                left -= memoryview(part).nbytes
-                if left <= 0:
-                    raise self._damage(
-                        number, key, field, "the shard is truncated", got=f"{missing} bytes too few"
-                    )
+            raise error.at(first.key, SUFFIX[first.field]) from error
+        if not missing:
+            return
+        left = missing
+        for member, part in reversed(targets):
+            left -= memoryview(part).nbytes
+            if left <= 0:
+                raise member.damage("the shard is truncated", got=f"{missing} bytes too few")
 
-    def _check_head(self, number: int, key: str, field: str, head: memoryview, expected: bytes) -> None:
-        """The tar header and the array header are functions of the index row: so a foreign shard shows."""
-        if head != expected:
-            raise self._damage(number, key, field, "not the member that the index names")
 
-    def _compare_hash(self, number: int, key: str, field: str, got: int) -> None:
-        want = int(self._selection.hashes[field][number])
-        if got != want:
-            raise self._damage(
-                number, key, field, "the bytes are not those that were written", f"{want:016x}", f"{got:016x}"
-            )
-
-    def _damage(
-        self, number: int, key: str, field: str, what: str, expected: str = "", got: str = ""
-    ) -> DamageError:
-        return DamageError(
-            what,
-            shard=self._selection.shards[int(self._selection.shard[number])].name,
-            key=key,
-            member=SUFFIX[field],
-            expected=expected,
-            got=got,
-            do=MEND,
-        )
-
-    def _scratch_view(self, size: int) -> memoryview:
-        if len(self._scratch) < size:
-            self._scratch = bytearray(size)
-        return memoryview(self._scratch)[:size]
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llgbm_loader.batch import BatchPlan, HostBatch, invalid_rows
+from llgbm_loader.batch import BatchPlan, HostBatch
 from llgbm_loader.device import SideStream
 from llgbm_loader.order import PADDING_ROW
 from llgbm_loader.reader import SampleReader
@@ -29,37 +29,22 @@ Batch = dict[str, Any]
 
 @dataclass(slots=True)
 class Assembly:
-    """One batch in the making.
+    """One batch in the making."""
 
-    Attributes:
-        numbers: (B,) sample numbers, or PADDING_ROW.
-        lock: Held while buffers are taken and while rows are counted.
-        left: Rows still to be read.
-        host: Its host side, once buffers are taken.
-        use: Dies with the last tensor on its ring buffer.
-        damage: What damaged samples were met, by row.
-        error: What ended it.
-        error_row: The row in which it did; a later row is not read then.
-        nbytes: Bytes read.
-        batch: The batch's tensors, once whole.
-        lists: Its keys and index columns, likewise.
-        event: After which it is whole on its device.
-        done: Gets an item when ``batch`` or ``error`` is there. No Event: Ctrl-C amid its code in Python leaves its
-            lock held, and the reader that sets it waits forever.
-    """
-
-    numbers: NDArray[np.int64]
-    left: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    host: HostBatch | None = None
-    use: weakref.ref[Any] | None = None
-    damage: dict[int, DamageError] = field(default_factory=dict)
-    error: BaseException | None = None
-    error_row: int = sys.maxsize
-    nbytes: int = 0
-    batch: dict[str, Tensor] = field(default_factory=dict)
-    lists: dict[str, list[str]] = field(default_factory=dict)
-    event: torch.Event | None = None
+    numbers: NDArray[np.int64]  # (B,) sample numbers, or PADDING_ROW
+    left: int  # rows still to be read
+    lock: threading.Lock = field(default_factory=threading.Lock)  # while buffers are taken or rows counted
+    host: HostBatch | None = None  # once buffers are taken
+    use: weakref.ref[Any] | None = None  # dies with the last tensor on its ring buffer
+    damage: dict[int, DamageError] = field(default_factory=dict)  # the damaged samples, by row
+    error: BaseException | None = None  # what ended it
+    error_row: int = sys.maxsize  # the row in which it did; a later row is not read then
+    nbytes: int = 0  # bytes read
+    batch: dict[str, Tensor] = field(default_factory=dict)  # the batch's tensors, once whole
+    lists: dict[str, list[str]] = field(default_factory=dict)  # its keys and index columns, likewise
+    event: torch.Event | None = None  # after which it is whole on its device
+    # Gets an item when the batch or the error is there. No Event: Ctrl-C amid its code in Python leaves its lock held,
+    # and the reader that sets it waits forever.
     done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
 
     def fail(self, error: BaseException, row: int) -> None:
@@ -79,24 +64,15 @@ def _without_frames(error: DamageError) -> DamageError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedOptions:
-    """How a feed reads.
+    """How a feed reads."""
 
-    Attributes:
-        epoch: Number of the epoch, for the draws.
-        verify: Check the digest of each member.
-        verified: (samples,) bool, shared by all iterations: samples found whole, which are not checked again; None
-            checks each time.
-        readers: Reader threads.
-        ahead: Batches read ahead.
-        skip_damage: Damaged samples become invalid rows.
-    """
-
-    epoch: int
-    verify: bool
+    epoch: int  # for the draws
+    verify: bool  # check the digest of each member
+    # (samples,), shared by all iterations: samples found whole, which are not checked again; None checks each time.
     verified: NDArray[np.bool_] | None
-    readers: int
-    ahead: int
-    skip_damage: bool
+    readers: int  # threads
+    ahead: int  # batches read ahead
+    skip_damage: bool  # damaged samples become invalid rows
 
 
 class ReaderThread(threading.Thread):
@@ -200,11 +176,8 @@ class Work:
         if self.side is None:
             assembly.batch = host.finish()
             return
-        invalid = list(invalid_rows(host.tensors["valid"]))
         sent = self.ring.sent if self.ring else None
-        assembly.batch, assembly.event = self.side.send(
-            host.tensors, lambda copies: host.finish_on_device(copies, invalid), sent
-        )
+        assembly.batch, assembly.event = self.side.send(host.tensors, host.finish_on_device, sent)
 
     def stop(self, threads: list[ReaderThread]) -> None:
         """End the threads and wait for them. Safe to call twice, from any thread, and at exit."""

@@ -39,17 +39,11 @@ class Use(weakref.ref[Buffer]):
 
 
 class BufferPool:
-    """Memory of buffers of one size that iterations have left behind; it outlives them.
-
-    Args:
-        nbytes: Size of a buffer.
-        capacity: Most buffers kept.
-        pinned: Page-locked memory, for copies to an accelerator.
-    """
+    """Memory of buffers of one size that iterations have left behind; it outlives them."""
 
     def __init__(self, nbytes: int, *, capacity: int, pinned: bool) -> None:
-        self._nbytes = nbytes
-        self._pinned = pinned
+        self._nbytes = nbytes  # of a buffer
+        self._pinned = pinned  # page-locked memory, for copies to an accelerator
         self._left: deque[Use] = deque(maxlen=capacity)
 
     def get(self) -> Buffer:
@@ -100,19 +94,14 @@ class Ring:
        any line: the worst it does is to add a permit that the line has not seen yet, and the next ``get`` sees it.
     5. ``close`` marks the ring and adds an item. From then on whoever gets an item puts it back, so one is enough to
        end all readers, those that wait and those that come later.
-
-    Args:
-        pool: Where memory comes from and goes to.
-        ahead: Buffers the iteration needs besides those its consumer holds.
-        reclaim: Waits for the event of a copy to a device, and lets go of the buffer; None for the CPU.
     """
 
     def __init__(
         self, pool: BufferPool, ahead: int, reclaim: Callable[[torch.Event], None] | None = None
     ) -> None:
         self._pool = pool
-        self._ahead = ahead
-        self._reclaim = reclaim
+        self._ahead = ahead  # buffers that are needed besides those that the consumer holds
+        self._reclaim = reclaim  # waits for the event of a copy, lets go of the buffer; None for the CPU
         self._closed = False
         self._permits: queue.SimpleQueue[Use | torch.Event | None] = queue.SimpleQueue()
         # All buffers of the iteration, used or free. By id: the hash of a reference is that of what it refers to.
@@ -121,11 +110,7 @@ class Ring:
         self.allow(0)
 
     def take(self) -> Buffer:
-        """A view on a buffer that nobody else uses; waits until there is one.
-
-        Raises:
-            Stopped: The ring was closed.
-        """
+        """A view on a buffer that nobody else uses; waits until there is one, and raises Stopped in a closed ring."""
         while True:
             permit = self._permits.get()
             if self._closed:

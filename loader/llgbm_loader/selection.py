@@ -1,6 +1,6 @@
 """Selection: the samples of one or more sets under one numbering, with what reading them takes.
 
-Columns of the index become numpy arrays; no Python object is made a sample, so a million samples cost some 100 MB.
+Columns of the index become numpy arrays; no Python object is made for a sample, so a million samples cost some 100 MB.
 """
 
 from __future__ import annotations
@@ -27,35 +27,21 @@ from llgbm_shards.shardset import ShardSet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """The chosen samples of all sets, numbered 0, 1, ... in set order, then sample-number order.
+    """The chosen samples of all sets, numbered 0, 1, ... to S-1 in set order, then sample-number order."""
 
-    Attributes:
-        digests: Digests of the sets, in their order.
-        split: The split they were restricted to.
-        filters: The filters, as one text.
-        common: Layout, texts, delta width and fields.
-        shards: The shards that hold a chosen sample or could, as the sets were when they were opened.
-        shard: (S,) int64, number in ``shards``.
-        sizes: Member field -> (S,) int64 bytes, of the members to read.
-        offsets: Member field -> (S,) int64, where the member's tar header starts.
-        hashes: Member field -> (S,) uint64, its XXH3-64.
-        has_delta: (S,) bool.
-        keys: (S,) the samples' keys.
-        columns: Name -> (S,) texts of an index column that goes into batches.
-    """
-
-    digests: tuple[str, ...]
-    split: str | None
-    filters: str
+    digests: tuple[str, ...]  # of the sets, in their order
+    split: str | None  # that they were restricted to
+    filters: str  # as one text
     common: Common
-    shards: tuple[HeldShard, ...]
-    shard: NDArray[np.int64]
+    shards: tuple[HeldShard, ...]  # all of the sets, as these were when they were opened
+    shard: NDArray[np.int64]  # (S,) number in shards
+    # By field of the members to read, (S,) each: bytes, where the tar header starts in the shard, XXH3-64.
     sizes: dict[str, NDArray[np.int64]]
     offsets: dict[str, NDArray[np.int64]]
     hashes: dict[str, NDArray[np.uint64]]
-    has_delta: NDArray[np.bool_]
-    keys: pa.Array
-    columns: dict[str, pa.ChunkedArray]
+    has_delta: NDArray[np.bool_]  # (S,)
+    keys: pa.Array  # (S,)
+    columns: dict[str, pa.ChunkedArray]  # by name of an index column that goes into batches: (S,) texts
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -86,24 +72,25 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
     sets = open_sets(options)
     common = find_common(sets, fields)
     members = needed_members(common.fields)
-    parts = [_choose(opened, options, members) for opened in sets]
+    parts = [_choose(shard_set, options, members) for shard_set in sets]
     if not sum(part.num_rows for part in parts):
+        splits = sorted({shard.split for shard_set in sets for shard in shard_set.record.shards})
         raise UsageError(
             "no sample is chosen",
             where=", ".join(map(str, options.paths)),
             got=f"split={options.split!r} filters={options.filters!r}",
-            do=_splits(sets),
+            do=f"Splits there are: {', '.join(splits)}.",
         )
     numbered, first = [], 0
-    for opened, part in zip(sets, parts, strict=True):
-        numbered.append(_columns(opened, part, members, first))
-        first += len(opened.record.shards)
+    for shard_set, part in zip(sets, parts, strict=True):
+        numbered.append(_columns(shard_set, part, members, first))
+        first += len(shard_set.record.shards)
     return Selection(
-        digests=tuple(opened.digest for opened in sets),
+        digests=tuple(shard_set.digest for shard_set in sets),
         split=options.split,
         filters=filter_text(options.filters),
         common=common,
-        shards=tuple(shard for opened in sets for shard in opened.shards.values()),
+        shards=tuple(shard for shard_set in sets for shard in shard_set.shards.values()),
         keys=pa.concat_arrays(_chunks(parts, "key")),
         columns={name: pa.chunked_array(_chunks(parts, name), pa.string()) for name in options.columns},
         **_concatenate(numbered, members),
@@ -128,45 +115,34 @@ def _chunks(parts: Sequence[pa.Table], name: str) -> list[pa.Array]:
     return [chunk for part in parts for chunk in part.column(name).chunks]
 
 
-def _choose(opened: ShardSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
+def _choose(shard_set: ShardSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
     """The chosen rows of a set's index, with the columns that reading takes."""
-    fields = opened.record.members
+    fields = shard_set.record.members
     wanted = ["key", "split", "shard", "offset", "has_delta", *(f"{field}.size" for field in fields)]
     wanted += [f"{field}.xxh3_64" for field in members]
     names = index_schema(fields).names
     asked = [] if options.filters is None else filter_columns(options.filters)
-    table = opened.index([name for name in names if name in {*wanted, *asked, *options.columns}])
+    table = shard_set.index([name for name in names if name in {*wanted, *asked, *options.columns}])
     if options.filters:
         table = filter_rows(table, options.filters)
-    if options.split is not None:
-        table = _of_split(table, opened, options.split)
+    # Most sets have one split only: then there is nothing to compare a million times.
+    if options.split is not None and {shard.split for shard in shard_set.record.shards} != {options.split}:
+        table = filter_rows(table, [("split", "==", options.split)])
     return table.select(list(dict.fromkeys([*wanted, *options.columns])))
 
 
-def _of_split(table: pa.Table, opened: ShardSet, split: str) -> pa.Table:
-    # Most sets have one split only: then there is nothing to compare a million times.
-    if {shard.split for shard in opened.record.shards} == {split}:
-        return table
-    return filter_rows(table, [("split", "==", split)])
-
-
-def _splits(sets: Sequence[ShardSet]) -> str:
-    names = sorted({shard.split for opened in sets for shard in opened.record.shards})
-    return f"Splits there are: {', '.join(names)}."
-
-
-def _columns(opened: ShardSet, table: pa.Table, members: Sequence[str], first: int) -> dict[str, Any]:
+def _columns(shard_set: ShardSet, table: pa.Table, members: Sequence[str], first: int) -> dict[str, Any]:
     """Columns of one set as arrays; its shards are numbered from ``first``."""
-    numbers = {shard.name: first + at for at, shard in enumerate(opened.record.shards)}
+    numbers = {shard.name: first + at for at, shard in enumerate(shard_set.record.shards)}
     coded = table.column("shard").combine_chunks().dictionary_encode()
     unknown = [name for name in coded.dictionary.to_pylist() if name not in numbers]
     if unknown:
         raise DamageError("names a shard that the commit record does not", shard=INDEX_NAME, got=unknown[0])
     lookup = np.array([numbers[name] for name in coded.dictionary.to_pylist()], np.int64)
-    sizes = {field: _numpy(table, f"{field}.size") for field in opened.record.members}
+    sizes = {field: _numpy(table, f"{field}.size") for field in shard_set.record.members}
     offsets, end = _offsets(_numpy(table, "offset"), sizes)
     shard = lookup[coded.indices.to_numpy()] if len(table) else np.zeros(0, np.int64)
-    _check(opened, table, sizes, end, shard - first)
+    _check(shard_set, table, sizes, end, shard - first)
     return {
         "shard": shard,
         "has_delta": _numpy(table, "has_delta"),
@@ -188,15 +164,15 @@ def _offsets(
 
 
 def _check(
-    opened: ShardSet,
+    shard_set: ShardSet,
     table: pa.Table,
     sizes: dict[str, NDArray[np.int64]],
     end: NDArray[np.int64],
     shard: NDArray[np.int64],
 ) -> None:
     """Refuse an index whose sizes the layout does not allow, or whose samples reach outside their shard."""
-    fixed = fixed_sizes(opened.layout, opened.record.delta_width)
-    bounds = np.array([entry.size for entry in opened.record.shards] or [0], np.int64)
+    fixed = fixed_sizes(shard_set.layout, shard_set.record.delta_width)
+    bounds = np.array([entry.size for entry in shard_set.record.shards] or [0], np.int64)
     wrong = end + len(ustar.END) > bounds[shard]
     for field, size in sizes.items():
         wrong |= size != fixed[field] if field in fixed else size < 0

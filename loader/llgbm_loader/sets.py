@@ -17,52 +17,35 @@ from llgbm_shards.texts import ConditionSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Common:
-    """What all the sets have in common.
-
-    Attributes:
-        layout: dtype, rank, chunk, token order and module table.
-        spec: What rebuilds conditions; ``forms`` are those that every set has. None without texts.
-        delta_width: Hidden width of the deltas, 0 without deltas.
-        fields: Fields that are read.
-    """
+    """What all the sets have in common."""
 
     layout: Layout
-    spec: ConditionSpec | None
-    delta_width: int
-    fields: tuple[str, ...]
+    spec: ConditionSpec | None  # its forms are those that every set has; None without texts
+    delta_width: int  # hidden width of the deltas, 0 without deltas
+    fields: tuple[str, ...]  # those that are read
 
 
 def open_sets(options: SelectOptions) -> list[ShardSet]:
-    """Open the sets.
-
-    Raises:
-        DamageError: One is unfinished or damaged.
-        UsageError: One is not the expected one, or is named twice.
-    """
+    """Open the sets; UsageError where one is not the expected one or is named twice."""
     digests = options.expect_digest or (None,) * len(options.paths)
     sets = [ShardSet(path, expect_digest=digest) for path, digest in zip(options.paths, digests, strict=True)]
     seen: dict[str, Path] = {}
-    for opened in sets:
-        if opened.digest in seen:
+    for shard_set in sets:
+        if shard_set.digest in seen:
             raise UsageError(
-                "the same set twice", where=str(opened.path), got=f"a copy of {seen[opened.digest]}"
+                "the same set twice", where=str(shard_set.path), got=f"a copy of {seen[shard_set.digest]}"
             )
-        seen[opened.digest] = opened.path
+        seen[shard_set.digest] = shard_set.path
     return sets
 
 
 def find_common(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> Common:
-    """What the sets have in common, and the fields to read.
+    """What the sets have in common, with the fields to read: those the user named, None for all there are.
 
-    Args:
-        sets: The opened sets.
-        fields: The fields the user named; None for all there are.
-
-    Raises:
-        UsageError: A named field is absent from a set, or the sets do not fit together.
+    UsageError where a named field is absent from a set, or the sets do not fit together.
     """
     wanted = _resolve_fields(sets, fields)
-    records = [opened.record for opened in sets]
+    records = [shard_set.record for shard_set in sets]
     if {"tokens", "scales"} & set(wanted):
         _equal(sets, [record.layout for record in records], "weight layout")
     if "delta" in wanted:
@@ -75,22 +58,22 @@ def find_common(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> Commo
     )
 
 
-def available_fields(record: CommitRecord) -> tuple[str, ...]:
-    """Fields that a set has."""
+def _available_fields(record: CommitRecord) -> tuple[str, ...]:
     return tuple(field for field in FIELDS if MEMBER[field] in record.members)
 
 
 def _resolve_fields(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> tuple[str, ...]:
     if fields is None:
-        _equal(sets, [available_fields(opened.record) for opened in sets], "fields; name those you want")
-        return available_fields(sets[0].record)
-    for opened in sets:
-        there = available_fields(opened.record)
+        each = [_available_fields(shard_set.record) for shard_set in sets]
+        _equal(sets, each, "fields; name those you want")
+        return each[0]
+    for shard_set in sets:
+        there = _available_fields(shard_set.record)
         absent = [field for field in fields if field not in there]
         if absent:
             raise UsageError(
                 f"the set has no {' and no '.join(absent)}",
-                where=str(opened.path),
+                where=str(shard_set.path),
                 expected="some of " + ", ".join(there),
                 got=", ".join(fields),
                 do="Name fields that the set has, or none to take all.",
@@ -99,7 +82,7 @@ def _resolve_fields(sets: Sequence[ShardSet], fields: Sequence[str] | None) -> t
 
 
 def _common_spec(sets: Sequence[ShardSet]) -> ConditionSpec:
-    texts: list[dict[str, Any]] = [opened.record.texts for opened in sets]
+    texts: list[dict[str, Any]] = [shard_set.record.texts for shard_set in sets]
     _equal(sets, [{**text, "forms": []} for text in texts], "text tokenizer")
     forms = [form for form in texts[0]["forms"] if all(form in text["forms"] for text in texts)]
     try:
@@ -109,11 +92,11 @@ def _common_spec(sets: Sequence[ShardSet]) -> ConditionSpec:
 
 
 def _equal(sets: Sequence[ShardSet], values: Sequence[Any], what: str) -> None:
-    for opened, value in zip(sets, values, strict=True):
+    for shard_set, value in zip(sets, values, strict=True):
         if value != values[0]:
             raise UsageError(
                 f"the sets do not fit together: they differ in {what}",
-                where=f"{sets[0].path} and {opened.path}",
+                where=f"{sets[0].path} and {shard_set.path}",
                 expected=f"{values[0]}"[:200],
                 got=f"{value}"[:200],
             )

@@ -12,23 +12,14 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What the meaning of a position depends on.
+    """What the meaning of a position depends on."""
 
-    Attributes:
-        sets: Digests of the sets, in their order.
-        split: The split.
-        filters: The filters, as one text.
-        seed: Seed of the order.
-        shuffle: Kind of shuffle.
-        samples: Samples of an epoch.
-    """
-
-    sets: tuple[str, ...]
+    sets: tuple[str, ...]  # their digests, in their order
     split: str | None
-    filters: str
-    seed: int
+    filters: str  # as one text
+    seed: int  # of the order
     shuffle: bool | str
-    samples: int
+    samples: int  # of an epoch
 
     def to_json(self) -> dict[str, Any]:
         """The identity's part of a saved state."""
@@ -78,13 +69,7 @@ class StreamState:
             self._start = self._received = Place(self._received.epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; a loaded place within that epoch stays.
-
-        Raises:
-            UsageError: Not a whole number of 0 or more.
-        """
-        if not _whole(epoch):
-            raise UsageError("not an epoch", expected="0 or more", got=f"{epoch!r:.100}")
+        """Choose the epoch of the next iteration; a loaded place within that epoch stays."""
         if epoch != self._start.epoch:
             self._start = self._received = Place(epoch, 0)
             # An iteration left behind no longer counts.

@@ -13,29 +13,17 @@ _log = logging.getLogger("llgbm_loader")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderStats:
-    """A loader's figures since it was made.
+    """A loader's figures since it was made."""
 
-    Attributes:
-        epochs: Whole epochs delivered.
-        batches: Batches delivered.
-        samples: Valid rows delivered.
-        padding_rows: Rows that filled up last batches.
-        invalid_rows: Rows of damaged samples that were let pass; one more each time a sample comes.
-        damage: What was wrong with each damaged sample, once, as it was first met.
-        bytes_read: Bytes read from shards.
-        seconds: Time within iterations.
-        waited_s: Time of it that the consumer waited for a batch.
-    """
-
-    epochs: int = 0
-    batches: int = 0
-    samples: int = 0
-    padding_rows: int = 0
-    invalid_rows: int = 0
-    damage: tuple[str, ...] = ()
-    bytes_read: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
+    epochs: int  # whole ones delivered
+    batches: int  # delivered
+    samples: int  # valid rows delivered
+    padding_rows: int  # rows that filled up last batches
+    invalid_rows: int  # rows of damaged samples that were let pass; one more each time a sample comes
+    damage: tuple[str, ...]  # what was wrong with each damaged sample, once, as it was first met
+    bytes_read: int  # from shards
+    seconds: float  # within iterations
+    waited_s: float  # of these, while the consumer waited for a batch
 
     @property
     def samples_per_s(self) -> float:

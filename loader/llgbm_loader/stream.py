@@ -8,8 +8,15 @@ from typing import Any, Self
 import torch
 import webdataset
 
-from llgbm_loader.device import device_ops, parse_device
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, StreamOptions
+from llgbm_loader.device import device_ops
+from llgbm_loader.options import (
+    Filters,
+    Paths,
+    ReadOptions,
+    SelectOptions,
+    StreamOptions,
+    from_arguments,
+)
 from llgbm_loader.stats import LoaderStats
 from llgbm_loader.stream_source import StreamSource
 from llgbm_shards.arguments import whole_number
@@ -98,36 +105,14 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         verify: str = "full",
         expect_digest: str | Sequence[str] | None = None,
     ) -> None:
-        read = ReadOptions(
-            fields=fields,
-            frame=frame,
-            zero_std=zero_std,
-            dtype=dtype,
-            form=form,
-            mix=mix,
-            num_texts=num_texts,
-            max_text_length=max_text_length,
-            padding=padding,
-            verify=verify,
-            seed=seed,
-        )
-        stream = StreamOptions(
-            batch_size=batch_size,
-            device=parse_device(device),
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            remainder=remainder,
-            on_bad_sample=on_bad_sample,
-            max_bad_samples=max_bad_samples,
-            readers=readers,
-            prefetch_batches=prefetch_batches,
-        )
+        arguments = locals()
+        read, stream = from_arguments(ReadOptions, arguments), from_arguments(StreamOptions, arguments)
+        ops = device_ops(device)
         # Imported here: pyarrow takes half of the time that importing the loader may take.
         from llgbm_loader.selection import select  # noqa: PLC0415
 
         selection = select(SelectOptions.of(path, split, filters, expect_digest, columns), read.fields)
-        self._source = StreamSource(selection, read, stream, device_ops(stream.device))
+        self._source = StreamSource(selection, read, stream, ops)
         super().__init__(self._source)
 
     def __len__(self) -> int:

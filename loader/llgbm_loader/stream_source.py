@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from llgbm_loader.batch import BatchPlan
 from llgbm_loader.device import AcceleratorOps, SideStream
-from llgbm_loader.feed import Feed
-from llgbm_loader.memory import refuse_too_large
+from llgbm_loader.feed import Feed, loader_closed
 from llgbm_loader.options import ReadOptions, StreamOptions
 from llgbm_loader.order import PADDING_ROW, Slices, epoch_order
 from llgbm_loader.ranks import resolve_ranks
@@ -32,11 +31,7 @@ if TYPE_CHECKING:
 class StreamSource:
     """The source stage: each call is one iteration over what is left of the current epoch.
 
-    Args:
-        selection: The chosen samples.
-        read: What a sample looks like.
-        stream: How samples become batches.
-        ops: Way to the device; None for the CPU.
+    ``ops`` is the way to the device; None for the CPU.
     """
 
     def __init__(
@@ -55,11 +50,11 @@ class StreamSource:
         pinned = ops is not None and ops.pinned
         self._plan = BatchPlan.of(selection, read, on_device=ops is not None, pinned=pinned)
         _refuse_no_batch(self._slices)
-        refuse_too_large(self._plan, stream.batch_size, stream.prefetch_batches + 1)
+        held = stream.prefetch_batches + 1
+        self._plan.refuse_too_large(stream.batch_size, held)
         self._side = SideStream(ops) if ops is not None else None
         nbytes = self._plan.buffer_bytes(stream.batch_size)
-        capacity = stream.prefetch_batches + 1
-        self._pool = BufferPool(nbytes, capacity=capacity, pinned=pinned) if nbytes else None
+        self._pool = BufferPool(nbytes, capacity=held, pinned=pinned) if nbytes else None
         self.state = StreamState(_identity(selection, read, stream))
         self._counter = Counter()
         # By id; no WeakSet, which another thread may not change while it is looked through.
@@ -72,13 +67,9 @@ class StreamSource:
         return len(self._slices)
 
     def __call__(self) -> Iterator[Batch]:
-        """Begin an iteration.
-
-        Raises:
-            UsageError: The loader is closed, or this is a DataLoader's worker.
-        """
+        """Begin an iteration; UsageError where the loader is closed, or in a DataLoader's worker."""
         if self._closed:
-            raise UsageError("the loader is closed", do="Make a new one.")
+            raise loader_closed()
         if torch.utils.data.get_worker_info() is not None:
             raise _elsewhere()
         return self._iterate()

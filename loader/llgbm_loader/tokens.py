@@ -16,17 +16,11 @@ from llgbm_shards.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class TokenPlan:
-    """From body to tokens.
+    """From body to tokens."""
 
-    Attributes:
-        layout: Layout of the bodies.
-        options: Frame, zero_std, dtype.
-        on_device: The batch goes to an accelerator, which then makes the tokens.
-    """
-
-    layout: Layout
+    layout: Layout  # of the bodies
     options: ReadOptions
-    on_device: bool
+    on_device: bool  # the batch goes to an accelerator, which then makes the tokens
 
     def __post_init__(self) -> None:
         refuse_narrow_codes(self.options.frame, self.stored_dtype, self.dtype)
