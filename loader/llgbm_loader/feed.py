@@ -62,7 +62,8 @@ class Feed:
                 "the iterator is of another process, from which this one was forked",
                 do="Make a loader in the process that iterates it.",
             )
-        self._allow()
+        if self._work.ring:
+            self._work.ring.allow(self._held.count())
         try:
             self._awaited = assembly = self._ahead.popleft()
         except IndexError:  # close() came in between and took them all
@@ -93,10 +94,6 @@ class Feed:
             awaited.error = loader_closed()
             awaited.done.put(None)
 
-    def _allow(self) -> None:
-        if self._work.ring:
-            self._work.ring.allow(self._held.count())
-
     def _submit(self) -> None:
         if self._submitted < self._batches:
             numbers = self._rows(self._submitted)
@@ -108,5 +105,5 @@ class Feed:
 
 
 def loader_closed() -> UsageError:
-    """For who iterates a loader that was closed, also while it waits."""
+    """The error for whoever iterates a closed loader, or waits for a batch while it is closed."""
     return UsageError("the loader is closed", do="Make a new one.")

@@ -27,8 +27,8 @@ class ShardFiles:
     def read(self, shard: int, targets: Sequence[Target], offset: int, *, verify: bool = True) -> int:
         """Fill the targets, one after the other, from a shard; returns how many bytes it has too few.
 
-        Unless the caller verifies the bytes by their digest, the file has to be the one that was opened still when they
-        are read: a file system sets the times before it takes the bytes of a write.
+        With ``verify`` the caller verifies the bytes by their digest. Without, the file must still be the one that was
+        opened when they are read: a file system sets the times before it takes the bytes of a write.
 
         Raises:
             DamageError: The shard is missing or was replaced; key and member are for the caller to add.

@@ -60,7 +60,7 @@ class SelectOptions:
     paths: tuple[Path, ...]  # the sets' directories, absolute
     split: str | None  # None takes all
     filters: Filters | None  # further conditions on index columns, in pyarrow's disjunctive normal form
-    expect_digest: tuple[str, ...]  # one a set; empty when not pinned
+    expect_digest: tuple[str, ...]  # one for each set; empty when not pinned
     columns: tuple[str, ...]  # index columns that go into batches
 
     @classmethod

@@ -110,7 +110,7 @@ class Ring:
         self.allow(0)
 
     def take(self) -> Buffer:
-        """A view on a buffer that nobody else uses; waits until there is one. Stopped once the ring is closed."""
+        """A view on a buffer that nobody else uses; waits until there is one, and raises Stopped in a closed ring."""
         while True:
             permit = self._permits.get()
             if self._closed:

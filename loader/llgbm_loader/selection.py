@@ -1,6 +1,6 @@
 """Selection: the samples of one or more sets under one numbering, with what reading them takes.
 
-Columns of the index become numpy arrays; no Python object is made a sample, so a million samples cost some 100 MB.
+Columns of the index become numpy arrays; no Python object is made for a sample, so a million samples cost some 100 MB.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     )
     from llgbm_shards.findings import CheckReport, Finding
     from llgbm_shards.layout import Layout, Module
-    from llgbm_shards.shardset import Sample, ShardSet
+    from llgbm_shards.sample import Sample
+    from llgbm_shards.shardset import ShardSet
 
 __all__ = [
     "CheckReport",
@@ -53,7 +54,7 @@ _HOMES = {
     "Finding": "findings",
     "Layout": "layout",
     "Module": "layout",
-    "Sample": "shardset",
+    "Sample": "sample",
     "ShardSet": "shardset",
 }
 

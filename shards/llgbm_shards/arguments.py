@@ -42,12 +42,13 @@ def whole_number(name: str, value: object, least: int | None = None, most: int |
     Raises:
         UsageError: Not a whole number, or less than ``least``, or more than ``most``.
     """
-    bounds = ("" if least is None else f", {least} or more") + ("" if most is None else f", {most} or less")
-    where, expected = f"option {name}", f"a whole number{bounds}"
     number = as_index(value)
-    if number is None:
-        raise UsageError("cannot be used", where=where, expected=expected, got=shown(value))
-    require((least is None or number >= least) and (most is None or number <= most), where, expected, value)
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        bounds = ("" if least is None else f", {least} or more") + (
+            "" if most is None else f", {most} or less"
+        )
+        expected = f"a whole number{bounds}"
+        raise UsageError("cannot be used", where=f"option {name}", expected=expected, got=shown(value))
     return number
 
 
@@ -99,11 +100,10 @@ def local_path(name: str, value: object) -> Path:
     if not isinstance(text, str):
         raise UsageError("not a path", where=name, expected=expected, got=shown(value))
     try:
-        named = "\0" not in text and bool(os.fsencode(text))
+        usable = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
-        named = False
-    if not named and text:
-        raise UsageError(
-            "not a path", where=name, expected="characters that a file's name can have", got=shown(value)
-        )
+        usable = False
+    if not usable:
+        expected = "characters that a file's name can have"
+        raise UsageError("not a path", where=name, expected=expected, got=shown(value))
     return Path(text)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from itertools import accumulate
 from typing import Any, Final
 
 import xxhash
@@ -45,16 +47,12 @@ def load_json(data: bytes, *, where: str, max_bytes: int) -> Any:
             surrogate, or not JSON at all.
     """
     if len(data) > max_bytes:
-        raise HeaderError(
-            "too large", where=where, expected=f"at most {max_bytes} bytes", got=f"{len(data)} bytes"
-        )
+        expected, got = f"at most {max_bytes} bytes", f"{len(data)} bytes"
+        raise HeaderError("too large", where=where, expected=expected, got=got)
     _check_structure(data, where)
     try:
         value = json.loads(
-            data.decode(),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-            parse_float=_finite,
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
         )
         if b"\\u" in data:  # The only way for a surrogate to come in: UTF-8 itself has no form for one.
             _check_text(value)
@@ -82,33 +80,20 @@ def _check_structure(data: bytes, where: str) -> None:
     outside = b"" if quotes > 4 * MAX_JSON_VALUES else b"".join(plain.split(b'"')[::2])
     values = max(quotes // 4, outside.count(b",") + outside.count(b"[") + outside.count(b"{"))
     if values > MAX_JSON_VALUES:
-        raise HeaderError(
-            "too many values", where=where, expected=f"at most {MAX_JSON_VALUES}", got=f"{values} or more"
-        )
-    depth = _nesting(outside)
+        expected = f"at most {MAX_JSON_VALUES}"
+        raise HeaderError("too many values", where=where, expected=expected, got=f"{values} or more")
+    steps = (1 if byte in b"{[" else -1 for byte in outside.translate(None, _NO_BRACKETS))
+    depth = max(accumulate(steps, initial=0))
     if depth > MAX_JSON_DEPTH:
-        raise HeaderError(
-            "nested too deeply", where=where, expected=f"at most {MAX_JSON_DEPTH} levels", got=f"{depth}"
-        )
-
-
-def _nesting(outside: bytes) -> int:
-    """Deepest nesting of the brackets."""
-    depth = deepest = 0
-    for byte in outside.translate(None, _NO_BRACKETS):
-        depth += 1 if byte in b"{[" else -1
-        deepest = max(deepest, depth)
-    return deepest
+        expected = f"at most {MAX_JSON_DEPTH} levels"
+        raise HeaderError("nested too deeply", where=where, expected=expected, got=f"{depth}")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"duplicate key {key[:80]!r}")
-            seen.add(key)
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {key[:80]!r}")
     return unique
 
 

@@ -6,6 +6,7 @@ and what it hashes to. So each member is judged alone: damage to one, headers in
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ from llgbm_shards.arguments import (
     whole_number,
 )
 from llgbm_shards.deep import DeepCheck
+from llgbm_shards.directory import require_set_directory
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
 from llgbm_shards.names import INDEX_NAME, RECORD_NAME
@@ -38,7 +40,6 @@ from llgbm_shards.presence import check_extra, check_files, check_presence, find
 from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.storage import require_set_directory
 
 Progress = Callable[[int], None]
 _DAY_S: Final = 86_400
@@ -112,70 +113,67 @@ class _Check:
 
     def run(self, expect_digest: str | None) -> CheckReport:
         try:
-            opened = read_twice(lambda: ShardSet(self.root), RECORD_NAME, self.findings)
+            shard_set = read_twice(lambda: ShardSet(self.root), RECORD_NAME, self.findings)
         except LlgbmError as error:
             self.findings.append(finding_of(error, RECORD_NAME))
             return self._report(None)
-        record = opened.record
+        record, directory = shard_set.record, shard_set.directory
         if expect_digest is not None and record.digest != expect_digest:
             what = f"another set than expected: expected digest {expect_digest}, got {record.digest}"
             self.findings.append(Finding(shard=RECORD_NAME, what=what))
-        self.findings += check_files(opened.directory, record)
-        found = check_presence(opened.directory, record)
-        self.findings += found.findings
+        self.findings += check_files(directory, record)
+        presence = check_presence(directory, record)
+        self.findings += presence.findings
         read = self.level != "quick"
-        self.findings += [check_extra(opened.directory, name, record, read=read) for name in found.extra]
-        sound_index = self._index(opened)
+        self.findings += [check_extra(directory, name, record, read=read) for name in presence.extra]
+        sound_index = self._index(shard_set)
         if read:
-            self._scan(opened, found.there, sound_index)
+            self._scan(shard_set, presence.there, sound_index)
         return self._report(record)
 
-    def _index(self, opened: ShardSet) -> bool:
+    def _index(self, shard_set: ShardSet) -> bool:
         """Whether the index can be used; what is wrong with it is noted."""
         if any(finding.shard == INDEX_NAME and finding.kind != "transient" for finding in self.findings):
             return False
         try:
-            self.findings += _index_fits(opened.record, opened.index(["key", "shard", "split"]))
-            _ = opened.places  # Parsed here once; the threads share it.
+            self.findings += _index_fits(shard_set.record, shard_set.index(["key", "shard", "split"]))
+            _ = shard_set.places  # Parsed here once; the threads share it.
         except LlgbmError as error:
             self.findings.append(finding_of(error, INDEX_NAME))
             return False
         return True
 
-    def _scan(self, opened: ShardSet, present: list[ShardEntry], sound_index: bool) -> None:
+    def _scan(self, shard_set: ShardSet, present: list[ShardEntry], sound_index: bool) -> None:
         """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""
-        deep = DeepCheck(opened) if self.level == "deep" and sound_index else None
-
-        def scan(shard: ShardEntry) -> ShardScan:
-            return self._scan_one(shard, opened, sound_index, deep)
-
+        deep = DeepCheck(shard_set) if self.level == "deep" and sound_index else None
+        scan = functools.partial(self._scan_one, shard_set, sound_index, deep)
         if self.workers == 1 or len(present) == 1:
-            self.scans = [scan(shard) for shard in present]
+            self.scans = list(map(scan, present))
         else:
             with ThreadPoolExecutor(max_workers=self.workers) as pool:
                 self.scans = list(pool.map(scan, present))
         self.findings += [finding for one in self.scans for finding in one.findings]
 
     def _scan_one(
-        self, shard: ShardEntry, opened: ShardSet, sound_index: bool, deep: DeepCheck | None
+        self, shard_set: ShardSet, sound_index: bool, deep: DeepCheck | None, shard: ShardEntry
     ) -> ShardScan:
         whole = self.window.fraction == 1
         try:
-            samples = list(opened.shard_extents(shard.name)) if sound_index else None
+            samples = list(shard_set.shard_extents(shard.name)) if sound_index else None
         except DamageError as error:
             return ShardScan([finding_of(error, error.shard)])
         if samples is not None and not whole:
             samples = [sample for sample in samples if sample[0].key in self.window]
         scan = scan_shard(
-            opened.shards[shard.name],
+            shard_set.shards[shard.name],
             samples,
             whole=whole or samples is None,
             inspect=deep.inspect if deep else None,
             progress=self.progress,
         )
-        if scan.nothing_right and (holds := identify(opened.directory, shard.name, opened.record)):
-            size = [finding for finding in scan.findings if finding.kind != "damage"]
-            scan.findings = [*size, Finding(shard=shard.name, what=f"not the shard of this name: {holds}")]
+        if scan.nothing_right and (holds := identify(shard_set.directory, shard.name, shard_set.record)):
+            others = [finding for finding in scan.findings if finding.kind != "damage"]
+            scan.findings = [*others, Finding(shard=shard.name, what=f"not the shard of this name: {holds}")]
         return scan
 
     def _report(self, record: CommitRecord | None) -> CheckReport:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from llgbm_shards.canonical import dump_json
 from llgbm_shards.errors import HeaderError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding
 from llgbm_shards.layout import PADDING_BITS, Layout
 from llgbm_shards.members import SUFFIX, sample_key
 from llgbm_shards.npy import vector_norm
+from llgbm_shards.sample import Sample, decode_sample
 from llgbm_shards.schema import SAMPLE, faults
-from llgbm_shards.shardset import MemberExtent, Sample, ShardSet, decode_sample
+from llgbm_shards.shardset import ShardSet
 from llgbm_shards.texts import check_vocabulary
 
 #: Bits of the exponent: all ones means NaN or infinity.
@@ -30,32 +32,22 @@ Fault = tuple[str, str]
 
 
 class DeepCheck:
-    """Judges the values of samples of one set.
+    """Judges the values of samples of one set, whose record and index say what they must agree with."""
 
-    Args:
-        opened: The set; its record and index say what the values must agree with.
-    """
-
-    def __init__(self, opened: ShardSet) -> None:
-        self._set = opened
-        self._layout = opened.layout
-        self._queries = opened.index([*_QUERIED, "delta_norm"])
+    def __init__(self, shard_set: ShardSet) -> None:
+        self._set = shard_set
+        self._layout = shard_set.layout
+        self._queries = shard_set.index([*_QUERIED, "delta_norm"])
 
     def inspect(self, extents: Sequence[MemberExtent], data: Mapping[str, bytes]) -> Iterator[Finding]:
-        """List what is wrong with one sample.
-
-        Args:
-            extents: Its members, as the index places them.
-            data: Their bytes by field, which the caller found to have the right digests.
-        """
+        """List what is wrong with one sample: its members as the index places them, and their bytes, which are right."""
         key, shard = extents[0].key, extents[0].shard
         try:
             sample = decode_sample(key, dict(data), self._set.record)
         except HeaderError as error:
-            got = f": expected {error.expected}, got {error.got}" if error.expected or error.got else ""
-            yield Finding(
-                shard=shard, key=key, member=error.where.split(" ")[0].rstrip(":"), what=error.what + got
-            )
+            member, _, part = error.where.partition(" ")
+            what = f"{part}: {error.summary}" if part else error.summary
+            yield Finding(shard=shard, key=key, member=member.rstrip(":"), what=what)
             return
         for member, what in self._faults(sample, extents, data):
             yield Finding(shard=shard, key=key, member=SUFFIX[member], what=what)
@@ -88,16 +80,13 @@ def _json(sample: Sample, extents: Sequence[MemberExtent], raw: bytes, layout: L
     if sample_key(info["checkpoint"]) != sample.key:
         yield "json", f"the key is not that of its checkpoint: expected {sample_key(info['checkpoint'])}"
     listed = [(row["name"], row["size"], row["digest"]) for row in info["members"]]
-    others = [
-        (SUFFIX[extent.field], extent.size, extent.blake3) for extent in extents if extent.field != "json"
-    ]
+    others = [(SUFFIX[one.field], one.size, one.blake3) for one in extents if one.field != "json"]
     if listed != others:
         yield "json", f"its list of members is not the index's: expected {others}, got {listed}"
     names = [module["name"] for module in info["modules"]]
     if names != [module.name for module in layout.modules]:
         yield "json", "its modules are not those of the set, in their order"
-    ranks = [module["rank"] for module in info["modules"]]
-    if max(ranks, default=0) != info["rank"] or not 0 < info["rank"] <= layout.rank:
+    if max(_ranks(info), default=0) != info["rank"] or not 0 < info["rank"] <= layout.rank:
         yield "json", f"rank: expected the largest of its modules, at most {layout.rank}, got {info['rank']}"
 
 
@@ -107,12 +96,7 @@ def _ranks(info: Mapping[str, Any]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def padding_mask(layout: Layout, ranks: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where pieces hold padding: (N, r, chunk), true in absent modules, above a module's rank, past its width.
-
-    Args:
-        layout: The set's layout.
-        ranks: Rank of each module, in the layout's order; 0: absent.
-    """
+    """Where pieces hold padding: (N, r, chunk), true in absent modules (rank 0), above a module's rank, past its width."""
     mask = np.zeros(layout.pieces_shape, np.bool_)
     for module, rank in zip(layout.modules, ranks, strict=True):
         middle = module.first_token + module.tokens_a
@@ -178,13 +162,11 @@ def _texts(sample: Sample, spec: Mapping[str, Any]) -> Iterator[Fault]:
         try:
             check_vocabulary(ids, where=form, vocab_size=spec["vocab_size"])
         except HeaderError as error:
-            yield "texts", f"{form}: {error.what}: expected {error.expected}, got {error.got}"
+            yield "texts", f"{form}: {error.summary}"
             continue
-        if len(offsets) - 1 != len(sample.json["texts"]):
-            yield (
-                "texts",
-                f"{form}: expected {len(sample.json['texts'])} texts, as in the json, got {len(offsets) - 1}",
-            )
+        got, want = len(offsets) - 1, len(sample.json["texts"])
+        if got != want:
+            yield "texts", f"{form}: expected {want} texts, as in the json, got {got}"
 
 
 def _delta(sample: Sample) -> Iterator[Fault]:

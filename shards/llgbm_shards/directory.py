@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from llgbm_shards.errors import DamageError
+from llgbm_shards.errors import DamageError, StorageError
 from llgbm_shards.storage import storage_errors
 
 
@@ -16,22 +16,15 @@ class Directory:
 
     Pickled, it is opened again by a path that leads to it at that time; what is read there has to be proven.
 
-    Args:
-        path: Where it is now.
-
-    Attributes:
-        path: As it was named, for messages.
-        fd: Its descriptor, closed with the object.
-
     Raises:
         StorageError: It cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path)  # as it was named, for messages
         with storage_errors(self.path):
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.fd)
+        weakref.finalize(self, os.close, self.fd)  # closed with the object
 
     def __reduce__(self) -> tuple[type[Directory], tuple[Path]]:
         moved = Path(f"/proc/self/fd/{self.fd}").readlink()
@@ -56,6 +49,19 @@ class Directory:
         for name, is_folder in kinds:
             yield from self.files_below(name) if is_folder else [name]
 
+    def holds(self, name: str) -> bool:
+        """Whether something here has the name, be it a link that leads nowhere.
+
+        Raises:
+            StorageError: There is no telling.
+        """
+        with storage_errors(Path(name)):
+            try:
+                os.lstat(name, dir_fd=self.fd)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
     def missing(self, name: str, what: str = "missing") -> DamageError:
         """The error for a file that is not there: gone with the whole set when another one has its place."""
         if self._is_at(self.path) is not False:
@@ -69,6 +75,14 @@ class Directory:
         except OSError:
             return None
         return os.path.samestat(there, os.fstat(self.fd))
+
+
+def require_set_directory(path: Path) -> None:
+    """Raises StorageError when there is no directory to look for a set in."""
+    with storage_errors(path):
+        if not path.is_dir():
+            do = "Name the directory that a build wrote."
+            raise StorageError("no such directory", where=str(path), do=do)
 
 
 def replaced(name: str, expected: str, got: str) -> DamageError:

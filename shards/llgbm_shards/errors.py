@@ -55,11 +55,15 @@ class LlgbmError(Exception):
             own["where"] = self.where
         return kind(what or self.what, **{**own, **facts})
 
-    def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
+    @property
+    def summary(self) -> str:
+        """What is wrong, what was expected and what was found; neither where nor what to do."""
         facts = [f"expected {self.expected}" if self.expected else "", f"got {self.got}" if self.got else ""]
-        found = ", ".join(fact for fact in facts if fact)
-        text = f"{head}: {found}" if found else head
+        told = ", ".join(fact for fact in facts if fact)
+        return f"{self.what}: {told}" if told else self.what
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.summary}" if self.where else self.summary
         text = without_credentials(f"{text}. {self.do}" if self.do else text)
         # A name of a file may hold bytes that are no UTF-8; a message must not fail where it is printed.
         return text.encode(errors="backslashreplace").decode()

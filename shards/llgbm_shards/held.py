@@ -62,11 +62,8 @@ def identity_in(directory: Directory, name: str) -> Identity | None:
 class HeldShard:
     """One shard of an open set. Picklable; threads may share it.
 
-    Args:
-        directory: The set's directory.
-        entry: The shard's row in the commit record.
-        identity: That of the file which was there when the set was opened. None when there is no telling: then
-            whatever is opened later has to prove itself.
+    ``identity`` is that of the file which was there when the set was opened. None when there is no telling: then
+    whatever is opened later has to prove itself.
     """
 
     __slots__ = ("_directory", "_known", "_refused", "entry")
@@ -127,26 +124,19 @@ class HeldShard:
         identity = Identity.of(os.fstat(fd))
         if identity in self._known:
             if trusted and identity.size != self.entry.size:
-                raise self._another_size(identity.size)
+                what = f"the shard is {'truncated' if identity.size < self.entry.size else 'too long'}"
+                expected, got = f"{self.entry.size} bytes", f"{identity.size}"
+                raise DamageError(what, shard=self.name, expected=expected, got=got, do=MEND)
             return False
         # Without a lock, which a fork could copy in its locked state: at worst two threads read the same shard.
         refused = self._refused
-        got = refused[1] if refused and refused[0] == identity else self._difference(fd, identity)
-        if got:
-            self._refused = (identity, got)
+        difference = refused[1] if refused and refused[0] == identity else self._difference(fd, identity)
+        if difference:
+            self._refused = (identity, difference)
             expected = f"{self.entry.size} bytes, digest {self.entry.digest}"
-            raise replaced(self.name, expected, got)
+            raise replaced(self.name, expected, difference)
         self._known.add(identity)
         return True
-
-    def _another_size(self, size: int) -> DamageError:
-        return DamageError(
-            "the shard is truncated" if size < self.entry.size else "the shard is too long",
-            shard=self.name,
-            expected=f"{self.entry.size} bytes",
-            got=f"{size}",
-            do=MEND,
-        )
 
     def _difference(self, fd: int, identity: Identity) -> str:
         """How the bytes differ from those that were committed; "" when they do not."""
@@ -167,7 +157,6 @@ def member_lines(fd: int, shard: str) -> Iterator[tuple[str, int, str]]:
 
     Raises:
         DamageError: It is not of the canonical tar profile.
-        OSError: It cannot be read.
     """
     for member in ustar.members(fd, shard):
         digest, end = blake3(), member.data_offset + member.size

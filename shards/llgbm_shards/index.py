@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,27 +23,17 @@ _MAX_ABOUT_BYTES = 64 << 20
 
 def index_schema(fields: Sequence[str]) -> pa.Schema:
     """Columns of the index of a set that has these member fields."""
-    columns = [
-        ("key", pa.string()),
-        ("split", pa.string()),
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-    ]
+    text = pa.string()
+    columns = {"key": text, "split": text, "shard": text, "offset": pa.int64()}
     for field in fields:
-        columns += [
-            (f"{field}.size", pa.int64()),
-            (f"{field}.blake3", pa.binary(32)),
-            (f"{field}.xxh3_64", pa.uint64()),
-        ]
-    columns += [
-        ("checkpoint", pa.string()),
-        ("task", pa.string()),
-        ("base_model", pa.string()),
-        ("rank", pa.int32()),
-        ("has_delta", pa.bool_()),
-        ("delta_norm", pa.float64()),
-    ]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+        columns |= {
+            f"{field}.size": pa.int64(),
+            f"{field}.blake3": pa.binary(32),
+            f"{field}.xxh3_64": pa.uint64(),
+        }
+    columns |= {"checkpoint": text, "task": text, "base_model": text}
+    columns |= {"rank": pa.int32(), "has_delta": pa.bool_(), "delta_norm": pa.float64()}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 def index_columns(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
@@ -74,22 +65,30 @@ def encode_index(
     return sink.getvalue()
 
 
+@contextlib.contextmanager
+def _parquet_errors(what: str = "cannot be read as parquet") -> Iterator[None]:
+    """Turn what hostile bytes make the parsers raise into damage of the index."""
+    try:
+        yield
+    # ValueError: nulls that the schema forbids, bad UTF-8 in a column or its name. KeyError: no such metadata.
+    except (pa.ArrowException, OSError, ValueError, KeyError, HeaderError) as error:
+        raise DamageError(what, shard=INDEX_NAME, got=str(error)) from error
+
+
 def index_about(data: bytes) -> dict[str, Any]:
     """The copy of the commit record's fields that an index carries.
 
     Raises:
         DamageError: It is not readable, or carries none.
     """
-    try:
+    with _parquet_errors("carries no copy of the record's fields"):
         metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        about = load_json(metadata[_ABOUT.encode()], where=INDEX_NAME, max_bytes=_MAX_ABOUT_BYTES)
+        about: dict[str, Any] = load_json(
+            metadata[_ABOUT.encode()], where=INDEX_NAME, max_bytes=_MAX_ABOUT_BYTES
+        )
         if not isinstance(about, dict) or not isinstance(about.get("members"), list):
             raise HeaderError("not a commit record", where=INDEX_NAME)
-        return about
-    except (pa.ArrowException, OSError, ValueError, KeyError, HeaderError) as error:
-        raise DamageError(
-            "carries no copy of the record's fields", shard=INDEX_NAME, got=str(error)
-        ) from error
+    return about
 
 
 def refuse_many_rows(data: bytes, samples: int) -> None:
@@ -98,14 +97,11 @@ def refuse_many_rows(data: bytes, samples: int) -> None:
     Raises:
         DamageError: It has, or it is not a parquet file.
     """
-    try:
+    with _parquet_errors():
         rows = pq.read_metadata(pa.BufferReader(data)).num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name in bad UTF-8
-        raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
     if rows > 2 * samples + _ROW_GROUP:
-        raise DamageError(
-            "index and record disagree", shard=INDEX_NAME, expected=f"{samples} samples", got=f"{rows} rows"
-        )
+        what, expected = "index and record disagree", f"{samples} samples"
+        raise DamageError(what, shard=INDEX_NAME, expected=expected, got=f"{rows} rows")
 
 
 def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -116,26 +112,14 @@ def decode_index(data: bytes, fields: Sequence[str], *, columns: Sequence[str] |
     """
     schema = index_schema(fields)
     wanted = schema.names if columns is None else list(columns)
-    try:
+    with _parquet_errors():
         file = pq.ParquetFile(pa.BufferReader(data))
-        if file.schema_arrow.names != schema.names:
-            raise DamageError(
-                "wrong columns",
-                shard=INDEX_NAME,
-                expected=f"{schema.names}",
-                got=f"{file.schema_arrow.names}",
-            )
+        if (names := file.schema_arrow.names) != schema.names:
+            raise DamageError("wrong columns", shard=INDEX_NAME, expected=f"{schema.names}", got=f"{names}")
         # Without Arrow's threads: one that drops its last hold on these bytes while the interpreter ends aborts the process.
-        table = file.read(columns=wanted, use_threads=False).cast(
-            pa.schema([schema.field(name) for name in wanted])
-        )
+        table = file.read(columns=wanted, use_threads=False)
+        table = table.cast(pa.schema([schema.field(name) for name in wanted]))
         table.validate(full=True)  # Neither read nor cast looks whether strings are UTF-8.
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: nulls that the schema forbids, bad UTF-8
-        raise DamageError("cannot be read as parquet", shard=INDEX_NAME, got=str(error)) from error
     for name in wanted:
         if table.column(name).null_count:
             raise DamageError("holds nulls", shard=INDEX_NAME, got=f"column {name}")

@@ -74,9 +74,8 @@ class Layout:
             ("token order", self.token_order, TOKEN_ORDERS),
         ):
             if not is_one_of(value, known):
-                raise HeaderError(
-                    f"unknown {what}", where="layout", expected="/".join(known), got=shown(value)
-                )
+                expected = "/".join(known)
+                raise HeaderError(f"unknown {what}", where="layout", expected=expected, got=shown(value))
         for what, size in (("rank", self.rank), ("chunk", self.chunk)):
             if type(size) is not int or size < 1:
                 raise HeaderError(f"no such {what}", where="layout", expected="1 or more", got=shown(size))
@@ -85,12 +84,8 @@ class Layout:
             want = (token, -(-module.in_features // self.chunk), -(-module.out_features // self.chunk))
             got = (module.first_token, module.tokens_a, module.tokens_b)
             if got != want:
-                raise HeaderError(
-                    "module table does not add up",
-                    where=f"{module.name:.200}",
-                    expected=f"{want}",
-                    got=f"{got}",
-                )
+                what, place = "module table does not add up", f"{module.name:.200}"
+                raise HeaderError(what, where=place, expected=f"{want}", got=f"{got}")
             token += module.tokens_a + module.tokens_b
 
     @property

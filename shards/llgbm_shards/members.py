@@ -21,7 +21,7 @@ from llgbm_shards.errors import HeaderError
 from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE, Layout
 from llgbm_shards.npy import decode_npy, encode_npy, npy_header
 from llgbm_shards.tensors import decode_arrays, encode_arrays, header_bytes
-from llgbm_shards.texts import check_offsets
+from llgbm_shards.texts import RaggedTexts
 
 #: Fields in the order of their members in the tar, with the suffix of the member's name after ``key.``.
 SUFFIX: Final = {
@@ -42,32 +42,20 @@ Buffer = bytes | bytearray | memoryview
 
 
 def sample_key(path: str) -> str:
-    """The key of a checkpoint: readable, unique, free of dots (WebDataset cuts keys at the first dot).
-
-    Args:
-        path: POSIX path of the checkpoint relative to the zoo.
-    """
+    """The key of a checkpoint by its POSIX path in the zoo: readable, unique, free of dots, where WebDataset cuts keys."""
     readable = re.sub(r"[^A-Za-z0-9_]", "-", path).lstrip("-_")[:_READABLE_LENGTH] or "root"
     return f"{readable}-{blake3(path.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedMember:
-    """One member ready to be written, with the digests of exactly the buffers that are written.
+    """One member ready to be written, with the digests of exactly the buffers that are written."""
 
-    Attributes:
-        field: ``pieces``, ``scales``, ``texts``, ``delta``, ``source`` or ``json``.
-        parts: Buffers whose concatenation is the member.
-        size: Bytes in all.
-        blake3: BLAKE3-256, 32 bytes.
-        xxh3_64: XXH3-64, for the loader's verification at full speed.
-    """
-
-    field: str
-    parts: tuple[Buffer, ...]
-    size: int
-    blake3: bytes
-    xxh3_64: int
+    field: str  # a key of SUFFIX
+    parts: tuple[Buffer, ...]  # buffers whose concatenation is the member
+    size: int  # bytes in all
+    blake3: bytes  # BLAKE3-256, 32 bytes
+    xxh3_64: int  # for the loader's verification at full speed
 
     def to_json(self) -> dict[str, Any]:
         """The member's row in the sample's json."""
@@ -106,12 +94,10 @@ def encode_scales(scales: NDArray[np.float32], layout: Layout) -> EncodedMember:
 
 def encode_texts(texts: Mapping[str, tuple[NDArray[np.int32], NDArray[np.int64]]]) -> EncodedMember:
     """The texts member from form -> (ids (total,) int32, offsets (n+1,) int64)."""
-    arrays: dict[str, NDArray[Any]] = {}
-    dtypes: dict[str, str] = {}
+    arrays: dict[str, tuple[str, NDArray[Any]]] = {}
     for form, (ids, offsets) in texts.items():
-        arrays[f"{form}.ids"], dtypes[f"{form}.ids"] = ids, "I32"
-        arrays[f"{form}.offsets"], dtypes[f"{form}.offsets"] = offsets, "I64"
-    return encode_member("texts", encode_arrays(arrays, dtypes))
+        arrays |= {f"{form}.ids": ("I32", ids), f"{form}.offsets": ("I64", offsets)}
+    return encode_member("texts", encode_arrays(arrays))
 
 
 def encode_delta(delta: NDArray[np.float32]) -> EncodedMember:
@@ -126,8 +112,9 @@ def encode_source(header: Buffer, config: Buffer) -> EncodedMember:
         header: The file's first bytes, header length and safetensors header, as they stand.
         config: Its adapter_config.json as it stands; empty where there is none.
     """
-    arrays = {"header": np.frombuffer(header, np.uint8), "config": np.frombuffer(config, np.uint8)}
-    return encode_member("source", encode_arrays(arrays, dict.fromkeys(arrays, "U8")))
+    parts = {"header": header, "config": config}
+    arrays = {name: ("U8", np.frombuffer(part, np.uint8)) for name, part in parts.items()}
+    return encode_member("source", encode_arrays(arrays))
 
 
 def encode_json(info: Mapping[str, Any], others: Sequence[EncodedMember]) -> EncodedMember:
@@ -144,9 +131,8 @@ def decode_pieces(data: Buffer, layout: Layout, *, where: str) -> NDArray[Any]:
     head = pieces_header(layout)
     view = memoryview(data)
     if len(view) != len(head) + layout.pieces_bytes or view[: len(head)] != head:
-        raise HeaderError(
-            "not pieces of this set's layout", where=where, expected=f"{layout.dtype} {layout.pieces_shape}"
-        )
+        expected = f"{layout.dtype} {layout.pieces_shape}"
+        raise HeaderError("not pieces of this set's layout", where=where, expected=expected)
     return np.frombuffer(view[len(head) :], BIT_DTYPE[layout.dtype]).reshape(layout.pieces_shape)
 
 
@@ -176,23 +162,19 @@ def decode_source(data: Buffer, *, where: str) -> tuple[bytes, bytes]:
 def decode_texts(
     data: Buffer, forms: Sequence[str], *, where: str
 ) -> dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Form -> (ids, offsets), views on ``data``; offsets are checked to be a ragged partition of the ids.
+    """Form -> (ids, offsets), views on ``data``.
 
     Raises:
-        HeaderError: Other tensors, other shapes, or offsets that do not start at 0, fall, or miss the end.
+        HeaderError: Other tensors, or what :meth:`RaggedTexts.checked` refuses.
     """
     arrays = decode_arrays(memoryview(data), where=where)
     if set(arrays) != {f"{form}.{part}" for form in forms for part in ("ids", "offsets")}:
-        raise HeaderError(
-            "texts do not hold the set's forms",
-            where=where,
-            expected=", ".join(forms),
-            got=f"{sorted(arrays)}",
-        )
+        what, expected = "texts do not hold the set's forms", ", ".join(forms)
+        raise HeaderError(what, where=where, expected=expected, got=f"{sorted(arrays)}")
     texts = {}
     for form in forms:
         ids, offsets = arrays[f"{form}.ids"], arrays[f"{form}.offsets"]
-        check_offsets(ids, offsets, where=f"{where} {form}")
+        RaggedTexts.checked(ids, offsets, where=f"{where} {form}")
         texts[form] = (ids, offsets)
     return texts
 
@@ -208,9 +190,5 @@ def fixed_sizes(layout: Layout, delta_width: int) -> dict[str, int]:
 
 def _expect(array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-        raise HeaderError(
-            "array does not fit the layout",
-            where=name,
-            expected=f"{dtype} {shape}",
-            got=f"{array.dtype} {array.shape}",
-        )
+        expected, got = f"{dtype} {shape}", f"{array.dtype} {array.shape}"
+        raise HeaderError("array does not fit the layout", where=name, expected=expected, got=got)

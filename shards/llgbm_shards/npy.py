@@ -66,21 +66,13 @@ def decode_npy(data: bytes | memoryview, shape: tuple[int, ...], *, where: str) 
     head = npy_header(shape)
     size = len(head) + 4 * int(np.prod(shape, dtype=object))
     if len(view) != size or bytes(view[: len(head)]) != head:
-        raise HeaderError(
-            "not the expected npy array",
-            where=where,
-            expected=f"<f4 of shape {shape}, {size} bytes",
-            got=f"{len(view)} bytes",
-        )
+        expected, got = f"<f4 of shape {shape}, {size} bytes", f"{len(view)} bytes"
+        raise HeaderError("not the expected npy array", where=where, expected=expected, got=got)
     return np.frombuffer(view[len(head) :], "<f4").reshape(shape)
 
 
 def parse_npy(data: bytes, *, where: str) -> NDArray[Any]:
-    """The float array in an npy file that somebody else wrote, as a view on ``data``.
-
-    Args:
-        data: The whole file.
-        where: Its name, for messages.
+    """The float array in a whole npy file that somebody else wrote, as a view on ``data``.
 
     Returns:
         Little-endian float16, float32 or float64, of the file's shape (up to 32 dimensions) and order.
@@ -89,13 +81,13 @@ def parse_npy(data: bytes, *, where: str) -> NDArray[Any]:
         HeaderError: Not in the form that numpy writes, another dtype, or bytes missing or left over.
     """
     text, start = _header_text(data, where)
-    found = _HEADER.fullmatch(text)
-    shape = None if found is None else _parse_shape(found[3].decode())
-    if found is None or shape is None:
+    header = _HEADER.fullmatch(text)
+    shape = None if header is None else _parse_shape(header[3].decode())
+    if header is None or shape is None:
         raise HeaderError("not an npy array", where=where, expected="numpy's own header", got=f"{text!r:.80}")
-    dtype = _DTYPES.get(found[1])
+    dtype = _DTYPES.get(header[1])
     if dtype is None:
-        got = found[1].decode("latin-1")
+        got = header[1].decode("latin-1")
         raise HeaderError("array of another dtype", where=where, expected="<f4 (or <f2, <f8)", got=got)
     if math.prod(max(side, 1) for side in shape) * dtype.itemsize > _MOST_BYTES:
         raise HeaderError("impossible shape", where=where, got=f"{shape!r:.80}")
@@ -103,7 +95,7 @@ def parse_npy(data: bytes, *, where: str) -> NDArray[Any]:
     if got != expected:
         what = "npy file cut short or too long"
         raise HeaderError(what, where=where, expected=f"{expected}", got=f"{got} bytes")
-    order = "F" if found[2] == b"True" else "C"
+    order = "F" if header[2] == b"True" else "C"
     return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
 
 

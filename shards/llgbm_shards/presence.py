@@ -19,31 +19,30 @@ from llgbm_shards.record import CommitRecord, ShardEntry, read_listed, shard_dig
 from llgbm_shards.storage import opened_file, storage_errors
 
 T = TypeVar("T")
-_RETRY_S: Final = 0.05
+#: Pause before a failed read is tried once more.
+RETRY_S: Final = 0.05
 
 
 def finding_of(error: LlgbmError, shard: str) -> Finding:
     """An error as a finding: what could not be read is kept apart from what is damaged."""
     kind: Kind = "unreadable" if isinstance(error, StorageError) else "damage"
     key, member = (error.key, error.member) if isinstance(error, DamageError) else ("", "")
-    facts = [f"expected {error.expected}" if error.expected else "", f"got {error.got}" if error.got else ""]
-    what = error.what + (": " if any(facts) else "") + ", ".join(fact for fact in facts if fact)
-    return Finding(
-        shard=shard, key=key, member=member, what=f"{what}. {error.do}" if error.do else what, kind=kind
-    )
+    what = f"{error.summary}. {error.do}" if error.do else error.summary
+    return Finding(shard=shard, key=key, member=member, what=what, kind=kind)
+
+
+def unreadable(shard: str, error: OSError) -> Finding:
+    """The finding of what the system could not read."""
+    return Finding(shard=shard, what=f"cannot be read: {error.strerror}", kind="unreadable")
 
 
 def read_twice(read: Callable[[], T], name: str, findings: list[Finding]) -> T:
-    """Read something; should it fail, once more. A second read that succeeds makes the failure transient.
-
-    Raises:
-        LlgbmError: The second read failed as well.
-    """
+    """Read something; should it fail, once more. A second read that succeeds makes the failure transient."""
     try:
         return read()
     except LlgbmError as error:
         if isinstance(error, StorageError):
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
         value = read()
         what = f"right when it was read again; the first time {finding_of(error, name).what}"
         findings.append(Finding(shard=name, what=what, kind="transient"))
@@ -63,43 +62,38 @@ def check_files(directory: Directory, record: CommitRecord) -> list[Finding]:
 
 @dataclass(slots=True)
 class Presence:
-    """What stands in the directory of a set.
+    """What stands in the directory of a set."""
 
-    Attributes:
-        findings: Shards that are missing, of another size, or no files.
-        there: Shards that can be read, whatever their size.
-        extra: Names of files that are not of this set.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    there: list[ShardEntry] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(
+        default_factory=list
+    )  # shards that are missing, of another size, or no files
+    there: list[ShardEntry] = field(default_factory=list)  # shards that can be read, whatever their size
+    extra: list[str] = field(default_factory=list)  # names of files that are not of this set
 
 
 def check_presence(directory: Directory, record: CommitRecord) -> Presence:
     """Look for the shards, and for what is none of the set's."""
-    found = Presence()
+    presence = Presence()
     for entry in record.shards:
         try:
             status = os.stat(entry.name, dir_fd=directory.fd)
         except FileNotFoundError:
             missing = directory.missing(entry.name, f"missing, with its {entry.samples} samples")
-            found.findings.append(finding_of(missing, entry.name))
+            presence.findings.append(finding_of(missing, entry.name))
             continue
         except OSError as error:
-            what = f"cannot be read: {error.strerror}"
-            found.findings.append(Finding(shard=entry.name, what=what, kind="unreadable"))
+            presence.findings.append(unreadable(entry.name, error))
             continue
         if not stat.S_ISREG(status.st_mode):
-            found.findings.append(Finding(shard=entry.name, what="not a regular file"))
+            presence.findings.append(Finding(shard=entry.name, what="not a regular file"))
             continue
-        found.there.append(entry)
+        presence.there.append(entry)
         if status.st_size != entry.size:
             what = f"wrong size: expected {entry.size} bytes, got {status.st_size}"
-            found.findings.append(Finding(shard=entry.name, what=what))
+            presence.findings.append(Finding(shard=entry.name, what=what))
     with storage_errors(directory.path):
-        found.extra = list(_extra(directory, record))
-    return found
+        presence.extra = list(_extra(directory, record))
+    return presence
 
 
 def _extra(directory: Directory, record: CommitRecord) -> Iterator[str]:

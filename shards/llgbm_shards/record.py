@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,9 @@ from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, HeaderError, UsageError
 from llgbm_shards.layout import Layout, Module
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.names import DIGEST, RECORD_NAME
+from llgbm_shards.names import DIGEST, PACK_DIRECTORY, RECORD_NAME
 from llgbm_shards.schema import check_record
-from llgbm_shards.storage import opened_file, read_range, storage_errors
+from llgbm_shards.storage import opened_file, read_file, read_range, storage_errors
 from llgbm_shards.texts import ConditionSpec
 
 FORMAT: Final = "llgbm-shards/1"
@@ -47,34 +47,23 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
-    """What ``shardset.json`` says.
-
-    Attributes:
-        layout: dtype, rank, chunk, token order and module table.
-        members: Member fields of every sample, in tar order.
-        texts: How conditions are rebuilt (forms, joiner, prefix, suffix, pad_id, padding_side,
-            truncation_side, vocab_size); forms is empty when the set has no texts member.
-        delta_width: Hidden width of the deltas, 0 when the set has none.
-        options: The build options that shaped the content.
-        shards: The shards, train before val, by number.
-        files: index.parquet, skipped.json and the text tokenizer's files.
-    """
+    """What ``shardset.json`` says."""
 
     layout: Layout
-    members: tuple[str, ...]
-    texts: dict[str, Any]
-    delta_width: int
-    options: dict[str, Any]
-    shards: tuple[ShardEntry, ...]
-    files: tuple[FileEntry, ...]
+    members: tuple[str, ...]  # fields of every sample, in tar order
+    texts: dict[str, Any]  # those of a ConditionSpec; forms is empty when the set has no texts
+    delta_width: int  # hidden width of the deltas, 0 when the set has none
+    options: dict[str, Any]  # the build options that shaped the content
+    shards: tuple[ShardEntry, ...]  # train before val, by number
+    files: tuple[FileEntry, ...]  # index.parquet, skipped.json and the text tokenizer's files
     digest: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """All fields but the digest."""
         return {
             **self.about(),
-            "shards": [_row(entry) for entry in self.shards],
-            "files": [_row(entry) for entry in self.files],
+            "shards": list(map(asdict, self.shards)),
+            "files": list(map(asdict, self.files)),
         }
 
     def about(self) -> dict[str, Any]:
@@ -94,8 +83,7 @@ class CommitRecord:
 
     def to_bytes(self) -> bytes:
         """The canonical file."""
-        fields = self.to_json()
-        return dump_json({**fields, "digest": blake3_hex(dump_json(fields))})
+        return _sealed(self.to_json())
 
     def file(self, name: str) -> FileEntry:
         """The entry of a file by name.
@@ -121,14 +109,12 @@ def parse_record(data: bytes) -> CommitRecord:
             raise HeaderError("not canonical JSON", where=RECORD_NAME)
         digest = fields.pop("digest", None)
         if fields.get("format") != FORMAT:
-            raise HeaderError(
-                "unknown format", where=RECORD_NAME, expected=FORMAT, got=f"{fields.get('format')!r:.40}"
-            )
+            got = f"{fields.get('format')!r:.40}"
+            raise HeaderError("unknown format", where=RECORD_NAME, expected=FORMAT, got=got)
         actual = blake3_hex(dump_json(fields))
         if digest != actual:
-            raise HeaderError(
-                "edited or damaged", where=RECORD_NAME, expected=f"digest {digest!s:.64}", got=actual
-            )
+            expected = f"digest {digest!s:.64}"
+            raise HeaderError("edited or damaged", where=RECORD_NAME, expected=expected, got=actual)
         check_record(fields)
         _check_members(fields)
         return _from_json(fields, actual)
@@ -139,12 +125,11 @@ def parse_record(data: bytes) -> CommitRecord:
 
 def _check_members(fields: dict[str, Any]) -> None:
     """The member list is some of the known ones in their order, and agrees with texts and delta_width."""
-    forms = fields["texts"].get("forms")
-    if forms != []:
+    with_texts = fields["texts"].get("forms") != []
+    if with_texts:
         ConditionSpec.from_json(fields["texts"], where="texts")
-    absent = {"texts"} if forms == [] else set()
-    absent |= set() if fields["delta_width"] else {"delta"}
-    expected = [name for name in SUFFIX if name not in absent]
+    optional = {"texts": with_texts, "delta": fields["delta_width"] > 0}
+    expected = [name for name in SUFFIX if optional.get(name, True)]
     if fields["members"] != expected:
         what, got = "members do not fit texts and delta_width", f"{fields['members']!s:.120}"
         raise HeaderError(what, where="members", expected=f"{expected}", got=got)
@@ -158,12 +143,15 @@ def record_of(
     Raises:
         DamageError: A field is missing or impossible.
     """
-    fields = {
-        **about,
-        "shards": [_row(entry) for entry in shards],
-        "files": [_row(entry) for entry in sorted(files, key=lambda entry: entry.name)],
-    }
-    return parse_record(dump_json({**fields, "digest": blake3_hex(dump_json(fields))}))
+    by_name = sorted(files, key=lambda entry: entry.name)
+    return parse_record(
+        _sealed({**about, "shards": list(map(asdict, shards)), "files": list(map(asdict, by_name))})
+    )
+
+
+def _sealed(fields: dict[str, Any]) -> bytes:
+    """The canonical file of a record's fields: they and their digest."""
+    return dump_json({**fields, "digest": blake3_hex(dump_json(fields))})
 
 
 def checked_digest(text: str) -> str:
@@ -174,9 +162,8 @@ def checked_digest(text: str) -> str:
     """
     digest = text.strip().lower() if isinstance(text, str) else ""
     if not DIGEST.fullmatch(digest):
-        raise UsageError(
-            "not a digest", where="expect_digest", expected="64 hex digits", got=shown(text)[:80]
-        )
+        got = shown(text)[:80]
+        raise UsageError("not a digest", where="expect_digest", expected="64 hex digits", got=got)
     return digest
 
 
@@ -188,28 +175,44 @@ def shard_digest(members: Iterable[tuple[str, int, str]]) -> str:
     return digest.hexdigest()
 
 
-def _row(entry: ShardEntry | FileEntry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in entry.__slots__}
-
-
 def _from_json(fields: dict[str, Any], digest: str) -> CommitRecord:
     layout = Layout(
-        dtype=fields["dtype"],
-        rank=fields["rank"],
-        chunk=fields["chunk"],
-        token_order=fields["token_order"],
+        **{name: fields[name] for name in ("dtype", "rank", "chunk", "token_order")},
         modules=tuple(Module.from_json(row) for row in fields["modules"]),
     )
     return CommitRecord(
         layout=layout,
+        **{name: fields[name] for name in ("texts", "delta_width", "options")},
         members=tuple(fields["members"]),
-        texts=fields["texts"],
-        delta_width=fields["delta_width"],
-        options=fields["options"],
         shards=tuple(ShardEntry(**row) for row in fields["shards"]),
         files=tuple(FileEntry(**row) for row in fields["files"]),
         digest=digest,
     )
+
+
+def read_record(directory: Directory) -> CommitRecord:
+    """The commit record of the set in a directory.
+
+    Raises:
+        DamageError: There is none (the set is unfinished), or it is damaged.
+        StorageError: It cannot be read.
+    """
+    if not directory.holds(RECORD_NAME):
+        raise _no_record(directory.path)
+    return parse_record(read_file(Path(RECORD_NAME), max_bytes=MAX_RECORD_BYTES, dir_fd=directory.fd))
+
+
+def _no_record(path: Path) -> DamageError:
+    if (path / PACK_DIRECTORY).is_dir():
+        what = "the set is unfinished: its build has not committed"
+        do = "Run the same build command again to finish it."
+    elif any(path.glob("*.tar")):
+        what = "the commit record is missing"
+        do = "Copy it again, or run `llgbm-pack repair` with --expect-digest."
+    else:
+        what = "not a shard set"
+        do = "Name the directory that a build wrote."
+    return DamageError(what, shard=str(path), expected=RECORD_NAME, got="no such file", do=do)
 
 
 def read_listed(directory: Directory, entry: FileEntry) -> bytes:
@@ -219,12 +222,9 @@ def read_listed(directory: Directory, entry: FileEntry) -> bytes:
         DamageError: It is missing, or not what was written; or the set was replaced.
         StorageError: It cannot be read.
     """
+    if not directory.holds(entry.name):
+        raise directory.missing(entry.name)
     path = Path(entry.name)
-    with storage_errors(path):
-        try:
-            os.lstat(path, dir_fd=directory.fd)
-        except (FileNotFoundError, NotADirectoryError):
-            raise directory.missing(entry.name) from None
     with storage_errors(path), opened_file(path, dir_fd=directory.fd) as fd:
         size = os.fstat(fd).st_size
         # Not read before its size is right: what stands there may be a hole of terabytes.

@@ -14,9 +14,10 @@ from typing import Any, Final
 from llgbm_shards import ustar
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import DamageError, HeaderError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding
 from llgbm_shards.members import KEY, SUFFIX
-from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.storage import read_range
 
 _FIELD: Final = {suffix: name for name, suffix in SUFFIX.items()}
@@ -25,31 +26,17 @@ _JSON: Final = f".{SUFFIX['json']}"
 
 @dataclass(slots=True)
 class Recovered:
-    """What a shard says of itself.
+    """What a shard says of itself."""
 
-    Attributes:
-        samples: Members of each sample; the json member has no digest to be judged by, and none has an xxh3.
-        infos: The parsed json of each of these samples.
-        findings: Stretches of the shard that belong to no readable sample.
-    """
-
+    #: Members of each sample; the json member has no digest to be judged by, and none has an xxh3.
     samples: list[list[MemberExtent]] = field(default_factory=list)
-    infos: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    infos: list[dict[str, Any]] = field(default_factory=list)  # the parsed json of each of these samples
+    findings: list[Finding] = field(default_factory=list)  # stretches that belong to no readable sample
 
 
 def recover_samples(fd: int, shard: str, *, limit: int = sys.maxsize) -> Recovered:
-    """List the samples of an open shard.
-
-    Args:
-        fd: The open shard; its position is not used.
-        shard: Its name.
-        limit: Bytes to look at, at most: a file may be endless, or a hole of terabytes.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    found = Recovered()
+    """List the samples of an open shard, of its first ``limit`` bytes: a file may be endless, or a hole of terabytes."""
+    recovered = Recovered()
     size = min(os.fstat(fd).st_size, limit)
     offset = covered = 0
     strays: list[str] = []
@@ -59,13 +46,14 @@ def recover_samples(fd: int, shard: str, *, limit: int = sys.maxsize) -> Recover
             offset += ustar.BLOCK
             continue
         strays.append(member.name)
-        if member.name.endswith(_JSON) and (sample := _sample(fd, member, shard, found)) is not None:
+        if member.name.endswith(_JSON) and (sample := _sample(fd, member, shard, recovered)) is not None:
             start = sample[0].offset - ustar.BLOCK
-            _gap(found, shard, covered, start, [name for name in strays if not _of(name, sample)])
+            others = [name for name in strays if not name.startswith(f"{sample[0].key}.")]
+            _gap(recovered, shard, covered, start, others)
             covered, strays = member.end, []
         offset = member.end
-    _gap(found, shard, covered, max(covered, size - len(ustar.END)), strays)
-    return found
+    _gap(recovered, shard, covered, max(covered, size - len(ustar.END)), strays)
+    return recovered
 
 
 def _header_at(fd: int, offset: int, shard: str) -> ustar.Member | None:
@@ -75,11 +63,7 @@ def _header_at(fd: int, offset: int, shard: str) -> ustar.Member | None:
         return None
 
 
-def _of(name: str, sample: list[MemberExtent]) -> bool:
-    return name.startswith(f"{sample[0].key}.")
-
-
-def _sample(fd: int, member: ustar.Member, shard: str, found: Recovered) -> list[MemberExtent] | None:
+def _sample(fd: int, member: ustar.Member, shard: str, recovered: Recovered) -> list[MemberExtent] | None:
     """The members that a json member names; None when it is not a json of this format."""
     key = member.name.removesuffix(_JSON)
     if member.size > MAX_JSON_BYTES or not KEY.fullmatch(key):
@@ -98,9 +82,9 @@ def _sample(fd: int, member: ustar.Member, shard: str, found: Recovered) -> list
     extents = []
     for name, size, digest in [*rows, ("json", member.size, "")]:
         extents.append(MemberExtent(shard, key, name, offset + ustar.BLOCK, size, digest, 0))
-        offset += ustar.BLOCK + ustar.padded(size)
-    found.samples.append(extents)
-    found.infos.append(info)
+        offset = extents[-1].end
+    recovered.samples.append(extents)
+    recovered.infos.append(info)
     return extents
 
 
@@ -108,8 +92,8 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= ustar.MAX_MEMBER_BYTES
 
 
-def _gap(found: Recovered, shard: str, start: int, end: int, strays: list[str]) -> None:
+def _gap(recovered: Recovered, shard: str, start: int, end: int, strays: list[str]) -> None:
     if start < end:
         keys = list(dict.fromkeys(name.partition(".")[0] for name in strays)) or [""]
         what = f"bytes {start} to {end} belong to no readable sample: the json that would tell is damaged or missing"
-        found.findings += [Finding(shard=shard, key=key, what=what) for key in keys]
+        recovered.findings += [Finding(shard=shard, key=key, what=what) for key in keys]

@@ -13,19 +13,18 @@ from blake3 import blake3
 
 from llgbm_shards import ustar
 from llgbm_shards.errors import DamageError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import HeldShard
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.presence import finding_of
+from llgbm_shards.presence import RETRY_S, finding_of, unreadable
 from llgbm_shards.record import ShardEntry, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.shardset import MAX_JSON_BYTES, MemberExtent
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.storage import read_into, read_range
 
 #: Read size: large enough to amortise calls, small enough to be hashed while it is still in cache.
 _CHUNK: Final = 1 << 20
-#: Pause before a failed read is tried once more.
-_RETRY_S: Final = 0.05
 
 Samples = Sequence[Sequence[MemberExtent]]
 #: Looks at the values of one sample whose bytes are right: its extents and its members' bytes by field.
@@ -34,19 +33,12 @@ Inspect = Callable[[Sequence[MemberExtent], Mapping[str, bytes]], Iterable[Findi
 
 @dataclass(slots=True)
 class ShardScan:
-    """What the scan of one shard read and found.
-
-    Attributes:
-        findings: Its damage.
-        bytes_read: Bytes read of members.
-        samples_read: Samples looked at.
-        nothing_right: Not one member is what it should be: most likely this is another shard.
-    """
+    """What the scan of one shard read and found."""
 
     findings: list[Finding] = field(default_factory=list)
-    bytes_read: int = 0
+    bytes_read: int = 0  # of members
     samples_read: int = 0
-    nothing_right: bool = False
+    nothing_right: bool = False  # Not one member is what it should be: most likely this is another shard.
 
 
 def scan_shard(
@@ -70,20 +62,14 @@ def scan_shard(
     scan = ShardScan()
     try:
         fd = shard.open()
+        try:
+            _Scanner(fd, shard.entry, scan, inspect, progress).run(samples, whole)
+        finally:
+            os.close(fd)
     except DamageError as error:
         scan.findings.append(finding_of(error, shard.name))
-        return scan
     except OSError as error:
-        what = f"cannot be opened: {error.strerror}"
-        scan.findings.append(Finding(shard=shard.name, what=what, kind="unreadable"))
-        return scan
-    try:
-        _Scanner(fd, shard.entry, scan, inspect, progress).run(samples, whole)
-    except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        scan.findings.append(Finding(shard=shard.name, what=what, kind="unreadable"))
-    finally:
-        os.close(fd)
+        scan.findings.append(unreadable(shard.name, error))
     return scan
 
 
@@ -114,8 +100,7 @@ class _Scanner:
         self.scan.samples_read = len(samples)
         if whole:
             self.scan.nothing_right = 0 < wrong == sum(map(len, samples))
-            last = samples[-1][-1] if samples else None
-            self._end(last.offset + ustar.padded(last.size) if last else 0)
+            self._end(samples[-1][-1].end if samples else 0)
             self._digest_of_shard()
         else:
             self._end(self.entry.size - len(ustar.END))
@@ -128,10 +113,9 @@ class _Scanner:
             too_large = extent.field == "json" and extent.size > MAX_JSON_BYTES
             self.hold = self.inspect is not None and not too_large
             if self.inspect is not None and too_large:
-                got = f"{extent.size}"
-                self._found(f"too large: expected at most {MAX_JSON_BYTES} bytes, got {got}", extent=extent)
-            problem = self._member(extent)
-            if problem:
+                what = f"too large: expected at most {MAX_JSON_BYTES} bytes, got {extent.size}"
+                self._found(what, extent=extent)
+            if problem := self._member(extent):
                 self._found(problem[1], problem[0], extent)
                 wrong += problem[0] == "damage"
             if self.held is not None:
@@ -146,7 +130,7 @@ class _Scanner:
         if first is None:
             return None
         if first[0] == "unreadable":
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
         second = self._judge(extent)
         return second or ("transient", f"right when it was read again; the first time {first[1]}")
 
@@ -177,7 +161,9 @@ class _Scanner:
             if self.held is not None:
                 self.held += self.buffer[:count]
             done += count
-            self._read(count)
+            self.scan.bytes_read += count
+            if self.progress is not None:
+                self.progress(count)
         return digest.hexdigest(), done
 
     def _digest_of_shard(self) -> None:
@@ -190,12 +176,7 @@ class _Scanner:
         try:
             ustar.check_end(read_range(self.fd, offset, len(ustar.END) + 1), self.entry.name, offset)
         except DamageError as error:
-            self._found(f"{error.what}: expected {error.expected}, got {error.got}")
-
-    def _read(self, count: int) -> None:
-        self.scan.bytes_read += count
-        if self.progress is not None:
-            self.progress(count)
+            self._found(error.summary)
 
     def _found(self, what: str, kind: Kind = "damage", extent: MemberExtent | None = None) -> None:
         key, member = (extent.key, SUFFIX[extent.field]) if extent else ("", "")

@@ -128,14 +128,7 @@ class Fault(NamedTuple):
 
 
 def faults(value: Any, schema: Any, place: str, prefix: str | None = None) -> Iterator[Fault]:
-    """What of parsed JSON is not as its schema says.
-
-    Args:
-        value: What was parsed.
-        schema: What it should be.
-        place: What to call it.
-        prefix: What its keys are called by; ``place.`` when None.
-    """
+    """What of parsed JSON is not as its schema says; it is called ``place``, its keys ``prefix`` (or ``place.``) and key."""
     if isinstance(schema, Mapping):
         if not isinstance(value, dict) or set(value) != set(schema):
             got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__

@@ -17,17 +17,11 @@ from llgbm_shards.storage import Buffer, new_file, storage_errors, write_all
 
 @dataclass(frozen=True, slots=True)
 class PackedSample:
-    """A sample ready to be written.
-
-    Attributes:
-        key: Key its members share.
-        members: The encoded members, in member order; their buffers are used before the next sample is made.
-        columns: Query columns of its index row (checkpoint, task, ...).
-    """
+    """A sample ready to be written."""
 
     key: str
-    members: Sequence[EncodedMember]
-    columns: dict[str, Any]
+    members: Sequence[EncodedMember]  # in member order; their buffers are used before the next sample is made
+    columns: dict[str, Any]  # query columns of its index row: checkpoint, task, ...
 
 
 @dataclass(slots=True)
@@ -41,7 +35,7 @@ class WrittenShard:
 
     @property
     def digest(self) -> str:
-        """The shard's digest."""
+        """As the commit record has it."""
         return shard_digest(self.lines)
 
     def add(self, sample: PackedSample) -> list[Buffer]:
@@ -76,8 +70,7 @@ def write_shard(
         accept: Called when all is written and nothing has its final name yet; what it raises refuses the shard.
 
     Raises:
-        DiskFullError: No space; the partial file is removed.
-        StorageError: Other I/O faults of the output.
+        StorageError: I/O faults of the output, a full disk among them; the partial file is removed.
     """
     pending = iter(samples)
     first = next(pending, None)

@@ -5,80 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, SupportsIndex
+from typing import Any, SupportsIndex
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from llgbm_shards import ustar
 from llgbm_shards.arguments import as_index, is_one_of, local_path, require, shown
-from llgbm_shards.canonical import blake3_hex, load_json
-from llgbm_shards.directory import Directory, replaced
-from llgbm_shards.errors import MEND, DamageError, HeaderError, UsageError
+from llgbm_shards.canonical import blake3_hex
+from llgbm_shards.directory import Directory, replaced, require_set_directory
+from llgbm_shards.errors import DamageError, HeaderError, UsageError
+from llgbm_shards.extents import PARTS, MemberExtent, checked_extents, shard_extents
 from llgbm_shards.held import HeldShard, Identity, identities, identity_in
 from llgbm_shards.index import decode_index, index_schema, refuse_many_rows
 from llgbm_shards.layout import Layout
-from llgbm_shards.members import (
-    KEY,
-    SUFFIX,
-    decode_delta,
-    decode_pieces,
-    decode_scales,
-    decode_source,
-    decode_texts,
-)
-from llgbm_shards.names import INDEX_NAME, PACK_DIRECTORY, RECORD_NAME
-from llgbm_shards.record import (
-    MAX_RECORD_BYTES,
-    CommitRecord,
-    ShardEntry,
-    checked_digest,
-    parse_record,
-    read_listed,
-)
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME
+from llgbm_shards.record import CommitRecord, checked_digest, read_listed, read_record
+from llgbm_shards.sample import Sample, decode_sample
 from llgbm_shards.schema import SAMPLE, faults
-from llgbm_shards.storage import read_file, read_range, require_set_directory, storage_errors
-
-#: Longest json member accepted.
-MAX_JSON_BYTES: Final = 96 << 20
-#: What the index tells of each member.
-_PARTS: Final = ("size", "blake3", "xxh3_64")
-
-
-@dataclass(frozen=True, slots=True)
-class MemberExtent:
-    """Where one member's bytes stand and what they must hash to."""
-
-    shard: str
-    key: str
-    field: str
-    offset: int
-    size: int
-    blake3: str
-    xxh3_64: int
-
-    @property
-    def name(self) -> str:
-        """The member's name in the tar."""
-        return f"{self.key}.{SUFFIX[self.field]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One decoded sample; absent fields are None. Arrays are views on the bytes that were read."""
-
-    key: str
-    pieces: NDArray[Any] | None  # bits, (N, r, chunk)
-    scales: NDArray[np.float32] | None
-    texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] | None
-    delta: NDArray[np.float32] | None
-    source: tuple[bytes, bytes] | None  # header of the weights file, adapter_config.json
-    json: dict[str, Any]
+from llgbm_shards.storage import read_range, storage_errors
 
 
 class ShardSet:
@@ -178,9 +125,8 @@ class ShardSet:
         """
         number = self._number.get(sample) if isinstance(sample, str) else as_index(sample)
         if number is None or not 0 <= number < len(self):
-            raise UsageError(
-                "no such sample", where=str(self.path), got=shown(sample), do="`inspect` lists keys."
-            )
+            do = "`inspect` lists keys."
+            raise UsageError("no such sample", where=str(self.path), got=shown(sample), do=do)
         return number
 
     def extents(self, sample: str | SupportsIndex) -> list[MemberExtent]:
@@ -191,7 +137,8 @@ class ShardSet:
             DamageError: The index does not agree with the record.
         """
         row = self.places.slice(self.number(sample), 1).to_pylist()[0]
-        return self._checked_extents(row)
+        shard = self.shards.get(row["shard"])
+        return checked_extents(row, self.record.members, shard.entry if shard else None)
 
     def shard_extents(self, shard: str) -> Iterator[list[MemberExtent]]:
         """The members of every sample of one shard, sample by sample in tar order.
@@ -200,54 +147,30 @@ class ShardSet:
             UsageError: The set has no shard of this name.
             DamageError: The index does not agree with the record on the shard.
         """
-        right = isinstance(shard, str) and shard in self._first_sample
-        require(right, "shard", f"one of the {len(self._first_sample)} of {self.path}", shard)
-        first, entry = self._first_sample[shard]
-        end = 0
-        for row in self.places.slice(first, entry.samples).to_pylist():
-            extents = self._checked_extents(row)
-            if row["shard"] != shard or row["offset"] != end:
-                raise _unfit(row)
-            end = extents[-1].offset + ustar.padded(extents[-1].size)
-            yield extents
-        if end + len(ustar.END) != entry.size:
-            raise DamageError(
-                f"the rows of {shard} do not fill it",
-                shard=INDEX_NAME,
-                expected=f"{entry.size} bytes",
-                got=f"{end + len(ustar.END)}",
-            )
+        entry = self._shard(shard).entry
+        rows = self.places.slice(self._first_sample[shard], entry.samples).to_pylist()
+        return shard_extents(rows, self.record.members, entry)
 
-    def _checked_extents(self, row: dict[str, Any]) -> list[MemberExtent]:
-        """The members of an index row, which lie in a shard of the set: its name becomes a path that is opened."""
-        if row["shard"] not in self._first_sample or not KEY.fullmatch(row["key"]) or row["offset"] < 0:
-            raise _unfit(row)
-        extents = row_extents(row, self.record.members)
-        end = self._first_sample[row["shard"]][1].size - len(ustar.END)
-        sound = all(0 <= extent.size <= ustar.MAX_MEMBER_BYTES for extent in extents)
-        if not sound or extents[-1].offset + ustar.padded(extents[-1].size) > end:
-            raise _unfit(row)
-        return extents
+    def _shard(self, name: Any) -> HeldShard:
+        right = isinstance(name, str) and name in self.shards
+        require(right, "shard", f"the name of one of the {len(self.shards)} shards of {self.path}", name)
+        return self.shards[name]
 
     @functools.cached_property
     def places(self) -> pa.Table:
         """Where every member stands (key, shard, offset, sizes, digests); parsed once."""
-        columns = [f"{field}.{part}" for field in self.record.members for part in _PARTS]
+        columns = [f"{field}.{part}" for field in self.record.members for part in PARTS]
         table = self.index(["key", "shard", "offset", *columns])
         if len(table) != len(self):
-            raise DamageError(
-                "index and record disagree",
-                shard=INDEX_NAME,
-                expected=f"{len(self)} samples",
-                got=f"{len(table)} rows",
-            )
+            expected, got = f"{len(self)} samples", f"{len(table)} rows"
+            raise DamageError("index and record disagree", shard=INDEX_NAME, expected=expected, got=got)
         return table
 
     @functools.cached_property
-    def _first_sample(self) -> dict[str, tuple[int, ShardEntry]]:
-        """Shard name -> number of its first sample, and its entry: the index is in the record's order."""
+    def _first_sample(self) -> dict[str, int]:
+        """Shard name -> number of its first sample: the index is in the record's order."""
         starts = accumulate((entry.samples for entry in self.record.shards), initial=0)
-        return {entry.name: (first, entry) for first, entry in zip(starts, self.record.shards, strict=False)}
+        return {entry.name: first for entry, first in zip(self.record.shards, starts, strict=False)}
 
     @contextlib.contextmanager
     def open_shard(self, name: str, *, prove: bool = True) -> Iterator[int]:
@@ -262,9 +185,9 @@ class ShardSet:
             DamageError: It is missing, or the set was replaced.
             StorageError: It cannot be opened or read.
         """
-        require(is_one_of(name, self.shards), "shard", "the name of a shard of the set", name)
+        shard = self._shard(name)
         with storage_errors(Path(name)):
-            fd = self.shards[name].open(prove=prove)
+            fd = shard.open(prove=prove)
             try:
                 yield fd
             finally:
@@ -279,24 +202,18 @@ class ShardSet:
             StorageError: They cannot be read.
         """
         require(isinstance(extent, MemberExtent), "extent", "a MemberExtent, as extents() gives them", extent)
+        member = SUFFIX[extent.field]
         try:
             with self.open_shard(extent.shard, prove=False) as fd:
                 data = read_range(fd, extent.offset, extent.size)
-                if (actual := blake3_hex(data)) != extent.blake3:
-                    self.shards[extent.shard].prove(fd)
+                if (digest := blake3_hex(data)) == extent.blake3:
+                    return data
+                self.shards[extent.shard].prove(fd)
         except DamageError as error:
-            raise error.at(extent.key, SUFFIX[extent.field]) from error
-        if actual != extent.blake3:
-            raise DamageError(
-                "truncated" if len(data) < extent.size else "damaged",
-                shard=extent.shard,
-                key=extent.key,
-                member=SUFFIX[extent.field],
-                expected=f"{extent.size} bytes, digest {extent.blake3}",
-                got=f"{len(data)} bytes, digest {actual}",
-                do=MEND,
-            )
-        return data
+            raise error.at(extent.key, member) from error
+        what = "truncated" if len(data) < extent.size else "damaged"
+        expected, got = f"{extent.size} bytes, digest {extent.blake3}", f"{len(data)} bytes, digest {digest}"
+        raise DamageError(what, shard=extent.shard, expected=expected, got=got).at(extent.key, member)
 
     def read_sample(self, sample: str | SupportsIndex) -> Sample:
         """One sample, verified and decoded.
@@ -312,93 +229,21 @@ class ShardSet:
         try:
             decoded = decode_sample(key, data, self.record)
         except HeaderError as error:
-            raise DamageError(error.what, shard=extents[0].shard, key=key, member=error.where) from error
+            raise error.as_(DamageError, shard=extents[0].shard, key=key, member=error.where) from error
         for fault in faults(decoded.json, SAMPLE, "json", ""):
             raise DamageError(str(fault), shard=extents[0].shard, key=key, member=SUFFIX["json"])
         return decoded
 
 
-def decode_sample(key: str, data: dict[str, bytes], record: CommitRecord) -> Sample:
-    """Decode the members of one sample.
-
-    Raises:
-        HeaderError: A member is not what the record says it is.
-    """
-    layout = record.layout
-    info = load_json(data["json"], where="json", max_bytes=MAX_JSON_BYTES)
-    decoders: dict[str, Callable[..., Any]] = {
-        "pieces": functools.partial(decode_pieces, layout=layout),
-        "scales": functools.partial(decode_scales, layout=layout),
-        "texts": functools.partial(decode_texts, forms=record.texts["forms"]),
-        "delta": functools.partial(decode_delta, width=record.delta_width),
-        "source": decode_source,
-    }
-    members = {
-        field: decode(data[field], where=SUFFIX[field]) if field in data else None
-        for field, decode in decoders.items()
-    }
-    return Sample(key=key, **members, json=info)
-
-
-def read_record(path: Path) -> CommitRecord:
-    """The commit record of the set in a directory.
-
-    Raises:
-        DamageError: There is none (the set is unfinished), or it is damaged.
-        StorageError: It cannot be read.
-    """
-    require_set_directory(path)
-    return _read_record(Directory(path))
-
-
 def _record_and_identities(directory: Directory) -> tuple[CommitRecord, dict[str, Identity]]:
-    """The commit record, and the identities of the shards that were there before it was read, along with it.
+    """The commit record, and the identities of the shards that were there before it was read.
 
     Raises:
         DamageError: As for :func:`read_record`; or another record took its place meanwhile.
-        StorageError: It cannot be read.
     """
     before = identity_in(directory, RECORD_NAME)
     there = identities(directory)
-    record = _read_record(directory)
+    record = read_record(directory)
     if before != identity_in(directory, RECORD_NAME):
         raise replaced(RECORD_NAME, "one file while the set is opened", "another one")
     return record, there
-
-
-def _read_record(directory: Directory) -> CommitRecord:
-    record = Path(RECORD_NAME)
-    with storage_errors(record):
-        try:
-            os.lstat(record, dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise _no_record(directory.path) from None
-    return parse_record(read_file(record, max_bytes=MAX_RECORD_BYTES, dir_fd=directory.fd))
-
-
-def _no_record(path: Path) -> DamageError:
-    if (path / PACK_DIRECTORY).is_dir():
-        what = "the set is unfinished: its build has not committed"
-        do = "Run the same build command again to finish it."
-    elif any(path.glob("*.tar")):
-        what = "the commit record is missing"
-        do = "Copy it again, or run `llgbm-pack repair` with --expect-digest."
-    else:
-        what = "not a shard set"
-        do = "Name the directory that a build wrote."
-    return DamageError(what, shard=str(path), expected=RECORD_NAME, got="no such file", do=do)
-
-
-def _unfit(row: dict[str, Any]) -> DamageError:
-    return DamageError("a row that does not fit its shard", shard=INDEX_NAME, key=row["key"])
-
-
-def row_extents(row: dict[str, Any], fields: Sequence[str]) -> list[MemberExtent]:
-    """Extents of the members of one index row."""
-    extents = []
-    offset = row["offset"] + ustar.BLOCK
-    for field in fields:
-        size, digest, xxh3 = (row[f"{field}.{part}"] for part in _PARTS)
-        extents.append(MemberExtent(row["shard"], row["key"], field, offset, size, digest.hex(), xxh3))
-        offset += ustar.padded(size) + ustar.BLOCK
-    return extents

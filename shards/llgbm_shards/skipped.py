@@ -19,9 +19,9 @@ def skipped_checkpoints(data: bytes) -> list[str]:
     """
     try:
         rows = load_json(data, where=SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES)["skipped"]
-        paths = [row["checkpoint"] for row in rows]
+        paths: list[str] = [row["checkpoint"] for row in rows]
+        if not all(isinstance(path, str) for path in paths):
+            raise TypeError("a path that is no text")
     except (HeaderError, KeyError, TypeError) as error:
         raise DamageError("not a list of skipped checkpoints", shard=SKIPPED_NAME, got=str(error)) from error
-    if not all(isinstance(path, str) for path in paths):
-        raise DamageError("not a list of skipped checkpoints", shard=SKIPPED_NAME)
     return paths

@@ -44,26 +44,20 @@ def storage_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
         raise StorageError("not a regular file", where=path.name) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
             raise DiskFullError(
                 "no space left on the device",
                 where=path.name,
                 expected=f"{needed} bytes free" if needed else "",
-                got=f"{free} bytes free",
+                got=f"{shutil.disk_usage(path.parent).free} bytes free",
                 do="Free some space and run the same command again: finished shards are kept.",
             ) from error
-        raise StorageError(
-            error.strerror or str(error), where=path.name, do="Check the path, its permissions and the disk."
-        ) from error
+        do = "Check the path, its permissions and the disk."
+        raise StorageError(error.strerror or str(error), where=path.name, do=do) from error
 
 
 @contextlib.contextmanager
 def read_errors(kind: type[LlgbmError], where: str, what: str = "cannot be read") -> Iterator[None]:
-    """Turn an OSError on reading into an error of another class, where the work may go on without the file.
-
-    Raises:
-        LlgbmError: Of the class, for any OSError.
-    """
+    """Turn an OSError on reading into an error of another class, where the work may go on without the file."""
     try:
         yield
     except OSError as error:
@@ -73,15 +67,18 @@ def read_errors(kind: type[LlgbmError], where: str, what: str = "cannot be read"
 def write_all(fd: int, parts: Iterable[Buffer]) -> int:
     """Write the buffers one after another; returns the bytes written."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
-    total = 0
+    total = sum(map(len, views))
     while views:
-        written = os.writev(fd, views[:_MAX_PARTS])
-        total += written
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
+        _advance(views, os.writev(fd, views[:_MAX_PARTS]))
     return total
+
+
+def _advance(views: list[memoryview], count: int) -> None:
+    """Take so many bytes away from the front of the buffers."""
+    while views and count >= len(views[0]):
+        count -= len(views.pop(0))
+    if views:
+        views[0] = views[0][count:]
 
 
 def fsync_directory(directory: Path) -> None:
@@ -93,27 +90,11 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def require_set_directory(path: Path) -> None:
-    """Raises StorageError when there is no directory to look for a set in."""
-    with storage_errors(path):
-        if not path.is_dir():
-            do = "Name the directory that a build wrote."
-            raise StorageError("no such directory", where=str(path), do=do)
-
-
 def refuse_link(directory: Path) -> None:
-    """Refuse a directory of the output that is a link: what is written or removed there may be anybody's.
-
-    Raises:
-        StorageError: It is one.
-    """
+    """Raises StorageError for a directory of the output that is a link: what is written there may be anybody's."""
     if directory.is_symlink():
-        raise StorageError(
-            "not a directory of the output",
-            where=str(directory),
-            got="a symbolic link",
-            do="Remove the link and run the same command again.",
-        )
+        what, do = "not a directory of the output", "Remove the link and run the same command again."
+        raise StorageError(what, where=str(directory), got="a symbolic link", do=do)
 
 
 def make_directory(path: Path) -> None:
@@ -158,11 +139,7 @@ def write_file(path: Path, data: Buffer) -> None:
 
 
 def open_file(path: str | Path, *, dir_fd: int | None = None) -> int:
-    """A descriptor of a regular file, for reading; the caller closes it.
-
-    Args:
-        path: The file.
-        dir_fd: An open directory that a relative path starts from.
+    """A descriptor of a regular file, for reading; the caller closes it. A relative path starts from ``dir_fd``.
 
     Raises:
         IrregularError: Something else has its name: a FIFO would hang, a device may do anything.
@@ -186,12 +163,7 @@ def _refuse_irregular(status: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def opened_file(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
-    """The descriptor of :func:`open_file` for a block; OSErrors stay what they are.
-
-    Raises:
-        IrregularError: Something else than a regular file has the name.
-        OSError: It cannot be opened or read.
-    """
+    """The descriptor of :func:`open_file` for a block; OSErrors stay what they are."""
     fd = open_file(path, dir_fd=dir_fd)
     try:
         yield fd
@@ -200,11 +172,7 @@ def opened_file(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]
 
 
 def read_range(fd: int, offset: int, size: int) -> bytes:
-    """Bytes of an open file; fewer only when it ends before. One call of the system gives less than 2 GiB.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Bytes of an open file; fewer only when it ends before. One call of the system gives less than 2 GiB."""
     parts: list[bytes] = []
     while size and (part := os.pread(fd, min(size, _MAX_READ), offset)):
         parts.append(part)
@@ -213,11 +181,7 @@ def read_range(fd: int, offset: int, size: int) -> bytes:
 
 
 def read_into(fd: int, targets: Sequence[Target], offset: int) -> int:
-    """Fill the targets, one after the other, from an open file; returns how many bytes it has too few.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Fill the targets, one after the other, from an open file; returns how many bytes it has too few."""
     views = [memoryview(target).cast("B") for target in targets]
     views = [view for view in views if len(view)]
     while views:
@@ -225,10 +189,7 @@ def read_into(fd: int, targets: Sequence[Target], offset: int) -> int:
         if not count:
             break
         offset += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if views and count:
-            views[0] = views[0][count:]
+        _advance(views, count)
     return sum(map(len, views))
 
 

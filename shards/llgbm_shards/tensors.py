@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from llgbm_shards.canonical import dump_json, load_json
 from llgbm_shards.errors import HeaderError
 from llgbm_shards.storage import IrregularError, opened_file, read_range
 
+T = TypeVar("T")
 #: Bits per element of the dtypes that safetensors knows (2026); sub-byte types are counted in bits.
 DTYPE_BITS: Final = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6,
@@ -85,24 +86,15 @@ def parse_header(head: bytes | memoryview, file_size: int, *, where: str = "safe
             overlapping extents, holes, or a file longer or shorter than the extents say.
     """
     if len(head) < 8:
-        raise HeaderError(
-            "truncated safetensors file", where=where, expected="8 bytes", got=f"{len(head)} bytes"
-        )
+        got = f"{len(head)} bytes"
+        raise HeaderError("truncated safetensors file", where=where, expected="8 bytes", got=got)
     length = int.from_bytes(head[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise HeaderError(
-            "safetensors header too long",
-            where=where,
-            expected=f"at most {MAX_HEADER_BYTES} bytes",
-            got=f"{length}",
-        )
-    if 8 + length > file_size or 8 + length > len(head):
-        raise HeaderError(
-            "truncated safetensors file",
-            where=where,
-            expected=f"{8 + length} bytes of header",
-            got=f"{file_size}",
-        )
+        expected = f"at most {MAX_HEADER_BYTES} bytes"
+        raise HeaderError("safetensors header too long", where=where, expected=expected, got=f"{length}")
+    if 8 + length > min(file_size, len(head)):
+        expected = f"{8 + length} bytes of header"
+        raise HeaderError("truncated safetensors file", where=where, expected=expected, got=f"{file_size}")
     fields = load_json(bytes(head[8 : 8 + length]), where=where, max_bytes=MAX_HEADER_BYTES)
     if not isinstance(fields, dict):
         raise HeaderError("safetensors header is not an object", where=where)
@@ -128,12 +120,8 @@ def _spec(name: str, row: Any, where: str) -> TensorSpec:
         raise HeaderError("malformed data_offsets", where=place, got=f"{extent!r:.80}")
     bits = DTYPE_BITS[dtype] * math.prod(shape)
     if bits % 8 or extent[1] - extent[0] != bits // 8:
-        raise HeaderError(
-            "extent does not fit dtype and shape",
-            where=place,
-            expected=f"{bits / 8:g} bytes",
-            got=f"{extent!r:.60}",
-        )
+        what, expected = "extent does not fit dtype and shape", f"{bits / 8:g} bytes"
+        raise HeaderError(what, where=place, expected=expected, got=f"{extent!r:.60}")
     return TensorSpec(dtype, tuple(shape), extent[0], extent[1])
 
 
@@ -145,11 +133,9 @@ def _check_extents(tensors: Mapping[str, TensorSpec], data_bytes: int, where: st
     position = 0
     for name, spec in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if spec.start != position:
+            place, expected = f"{where}: {name[:200]}", f"start at {position}"
             raise HeaderError(
-                "tensors overlap or leave a hole",
-                where=f"{where}: {name[:200]}",
-                expected=f"start at {position}",
-                got=f"{spec.start}",
+                "tensors overlap or leave a hole", where=place, expected=expected, got=f"{spec.start}"
             )
         position = spec.end
     if position != data_bytes:
@@ -157,13 +143,16 @@ def _check_extents(tensors: Mapping[str, TensorSpec], data_bytes: int, where: st
         raise HeaderError(kind, where=where, expected=f"{position} bytes of data", got=f"{data_bytes}")
 
 
+def _in_order(tensors: Mapping[str, tuple[str, T]]) -> list[tuple[str, tuple[str, T]]]:
+    """Tensors given as name -> (dtype name, anything), in the order of their data."""
+    return sorted(tensors.items(), key=lambda item: (-DTYPE_BITS[item[1][0]], item[0]))
+
+
 def header_bytes(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """The canonical header of tensors given as name -> (dtype name, shape)."""
-    order = sorted(specs, key=lambda name: (-DTYPE_BITS[specs[name][0]], name))
     rows: dict[str, dict[str, Any]] = {}
     position = 0
-    for name in order:
-        dtype, shape = specs[name]
+    for name, (dtype, shape) in _in_order(specs):
         size = DTYPE_BITS[dtype] // 8 * math.prod(shape)
         rows[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
         position += size
@@ -172,12 +161,13 @@ def header_bytes(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def encode_arrays(arrays: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str]) -> bytes:
-    """A canonical safetensors file of small arrays; ``dtypes`` gives each one's safetensors dtype name."""
-    specs = {name: (dtypes[name], array.shape) for name, array in arrays.items()}
-    order = sorted(specs, key=lambda name: (-DTYPE_BITS[dtypes[name]], name))
-    data = [np.ascontiguousarray(arrays[name], NUMPY_DTYPE[dtypes[name]]).tobytes() for name in order]
-    return header_bytes(specs) + b"".join(data)
+def encode_arrays(arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> bytes:
+    """A canonical safetensors file of small arrays given as name -> (dtype name, array)."""
+    head = header_bytes({name: (dtype, array.shape) for name, (dtype, array) in arrays.items()})
+    data = (
+        np.ascontiguousarray(array, NUMPY_DTYPE[dtype]).tobytes() for _, (dtype, array) in _in_order(arrays)
+    )
+    return head + b"".join(data)
 
 
 def decode_arrays(data: bytes | memoryview, *, where: str) -> dict[str, NDArray[Any]]:

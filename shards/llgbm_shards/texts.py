@@ -28,50 +28,33 @@ _MAX_ID: Final = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionSpec:
-    """What rebuilds padded conditions from bare ids; the ``texts`` field of ``shardset.json``.
+    """What rebuilds padded conditions from bare ids; the ``texts`` field of ``shardset.json``."""
 
-    Attributes:
-        forms: Forms the set holds, some of :data:`~llgbm_shards.names.FORMS`.
-        joiner: What stands between prompt and answer in the form ``prompt_answer``.
-        prefix: Special ids before each text.
-        suffix: Special ids after each text.
-        pad_id: Id of the padding.
-        padding_side: ``left`` or ``right``.
-        truncation_side: The side that loses ids: ``left`` or ``right``.
-        vocab_size: One more than the largest id the tokenizer can give.
-    """
-
-    forms: tuple[str, ...]
-    joiner: str
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
+    forms: tuple[str, ...]  # those that the set holds, some of FORMS in its order
+    joiner: str  # what stands between prompt and answer in the form prompt_answer
+    prefix: tuple[int, ...]  # special ids before each text
+    suffix: tuple[int, ...]  # special ids after each text
     pad_id: int
-    padding_side: str
-    truncation_side: str
-    vocab_size: int
+    padding_side: str  # left or right
+    truncation_side: str  # the side that loses ids: left or right
+    vocab_size: int  # one more than the largest id the tokenizer can give
 
     def __post_init__(self) -> None:
         known = [form for form in FORMS if form in self.forms]
         if not self.forms or list(self.forms) != known:
-            raise UsageError(
-                "unknown forms", expected=f"some of {FORMS}, in this order", got=f"{self.forms!s:.200}"
-            )
+            expected = f"some of {FORMS}, in this order"
+            raise UsageError("unknown forms", expected=expected, got=f"{self.forms!s:.200}")
         for side in (self.padding_side, self.truncation_side):
             if side not in _SIDES:
-                raise UsageError(
-                    "unknown side of padding or truncation", expected="left or right", got=f"{side:.40}"
-                )
+                what = "unknown side of padding or truncation"
+                raise UsageError(what, expected="left or right", got=f"{side:.40}")
         if not 0 < self.vocab_size <= _MAX_ID:
-            raise UsageError(
-                "impossible vocabulary", expected="1 to 2^31 - 1 ids", got=f"{self.vocab_size!s:.40}"
-            )
+            got = f"{self.vocab_size!s:.40}"
+            raise UsageError("impossible vocabulary", expected="1 to 2^31 - 1 ids", got=got)
         for special in (*self.prefix, *self.suffix, self.pad_id):
             if not 0 <= special < self.vocab_size:
-                raise UsageError(
-                    "special id outside the vocabulary",
-                    expected=f"below {self.vocab_size}",
-                    got=f"{special!s:.40}",
-                )
+                what, expected = "special id outside the vocabulary", f"below {self.vocab_size}"
+                raise UsageError(what, expected=expected, got=f"{special!s:.40}")
 
     @property
     def num_special(self) -> int:
@@ -91,30 +74,23 @@ class ConditionSpec:
             HeaderError: A field is missing, unknown, of another type or out of range.
         """
         refuse_faults(value, TEXTS, where)
-        fields: dict[str, Any] = {
-            name: tuple(field) if isinstance(field, list) else field for name, field in value.items()
-        }
+        tuples: dict[str, Any] = {name: tuple(value[name]) for name in ("forms", "prefix", "suffix")}
         try:
-            return cls(**fields)
+            return cls(**{**value, **tuples})
         except UsageError as error:
             raise error.as_(HeaderError, where=where) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RaggedTexts:
-    """The texts of one form of one sample.
+    """The texts of one form of one sample; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``."""
 
-    Attributes:
-        ids: (total,) int32, all texts one after the other.
-        offsets: (n+1,) int64; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
-    """
-
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    ids: NDArray[np.int32]  # (total,), all texts one after the other
+    offsets: NDArray[np.int64]  # (n+1,)
 
     @classmethod
     def checked(
-        cls, ids: NDArray[np.int32], offsets: NDArray[np.int64], *, where: str, vocab_size: int = _MAX_ID
+        cls, ids: NDArray[np.int32], offsets: NDArray[np.int64], *, where: str, vocab_size: int = _MAX_ID + 1
     ) -> RaggedTexts:
         """Ragged texts of arrays that somebody else wrote.
 
@@ -122,7 +98,14 @@ class RaggedTexts:
             HeaderError: Wrong dtype or rank, no text, offsets that do not climb from 0 to the number of ids, or an id
                 outside the vocabulary.
         """
-        check_offsets(ids, offsets, where=where)
+        for name, array, dtype in (("ids", ids, np.int32), ("offsets", offsets, np.int64)):
+            if array.ndim != 1 or array.dtype != dtype:
+                expected, got = f"1-D {dtype.__name__}", f"{array.dtype} of shape {array.shape}"
+                raise HeaderError(f"{name} of another kind", where=where, expected=expected, got=got)
+        climbing = offsets.size > 1 and offsets[0] == 0 and bool((offsets[1:] >= offsets[:-1]).all())
+        if not climbing or offsets[-1] != ids.size:
+            expected, got = f"at least two, climbing from 0 to {ids.size}", f"{offsets.size} offsets"
+            raise HeaderError("offsets do not divide the ids", where=where, expected=expected, got=got)
         check_vocabulary(ids, where=where, vocab_size=vocab_size)
         return cls(ids, offsets)
 
@@ -144,38 +127,15 @@ class RaggedTexts:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
 
-def check_offsets(ids: NDArray[np.int32], offsets: NDArray[np.int64], *, where: str) -> None:
-    """Refuse what is not a ragged partition of ids, (total,) int32, by offsets, (n+1,) int64.
-
-    Raises:
-        HeaderError: Wrong dtype or rank, no text, or offsets that do not climb from 0 to the number of ids.
-    """
-    for name, array, dtype in (("ids", ids, np.int32), ("offsets", offsets, np.int64)):
-        if array.ndim != 1 or array.dtype != dtype:
-            got = f"{array.dtype} of shape {array.shape}"
-            raise HeaderError(
-                f"{name} of another kind", where=where, expected=f"1-D {dtype.__name__}", got=got
-            )
-    if offsets.size < 2 or offsets[0] != 0 or offsets[-1] != ids.size or (offsets[1:] < offsets[:-1]).any():
-        raise HeaderError(
-            "offsets do not divide the ids",
-            where=where,
-            expected=f"at least two, climbing from 0 to {ids.size}",
-            got=f"{offsets.size} offsets",
-        )
-
-
 def check_vocabulary(ids: NDArray[np.int32], *, where: str, vocab_size: int) -> None:
     """Refuse ids that no tokenizer of so many gives.
 
     Raises:
         HeaderError: An id is below 0 or not below ``vocab_size``.
     """
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-        got = f"{int(ids.min())} to {int(ids.max())}"
-        raise HeaderError(
-            "id outside the vocabulary", where=where, expected=f"0 to {vocab_size - 1}", got=got
-        )
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        expected, got = f"0 to {vocab_size - 1}", f"{ids.min()} to {ids.max()}"
+        raise HeaderError("id outside the vocabulary", where=where, expected=expected, got=got)
 
 
 def rebuild_into(
@@ -220,9 +180,5 @@ def check_length(length: int, spec: ConditionSpec) -> None:
         UsageError: It is not above the number of special ids; there tokenizers do not cut, they give more than asked.
     """
     if length <= spec.num_special:
-        raise UsageError(
-            "text length leaves no room for text",
-            where="max_text_length",
-            expected=f"above the {spec.num_special} special ids",
-            got=f"{length}",
-        )
+        what, expected = "text length leaves no room for text", f"above the {spec.num_special} special ids"
+        raise UsageError(what, where="max_text_length", expected=expected, got=f"{length}")

@@ -58,13 +58,11 @@ def header(name: str, size: int) -> bytes:
     """
     raw = name.encode("ascii", "replace")
     if not 0 < len(raw) < 100 or not name.isascii() or not name.isprintable():
-        raise UsageError(
-            "member name does not fit", where=f"{name!r:.120}", expected="1 to 99 printable ASCII bytes"
-        )
+        expected = "1 to 99 printable ASCII bytes"
+        raise UsageError("member name does not fit", where=f"{name!r:.120}", expected=expected)
     if size > MAX_MEMBER_BYTES:
-        raise UsageError(
-            "member too large for a tar", where=name, expected="under 8 GiB", got=f"{size} bytes"
-        )
+        got = f"{size} bytes"
+        raise UsageError("member too large for a tar", where=name, expected="under 8 GiB", got=got)
     head = bytearray(BLOCK)
     head[: len(raw)] = raw
     head[100:108] = b"0000644\0"
@@ -93,30 +91,15 @@ def parse(block: bytes, offset: int, shard: str) -> Member:
         member = Member(name.decode(), int(digits, 8), offset)
         if member.name.isprintable() and len(name) < 100 and header(member.name, member.size) == block:
             return member
-    raise DamageError(
-        "damaged tar header",
-        shard=shard,
-        expected="a canonical USTAR header",
-        got=f"other bytes at offset {offset}",
-    )
-
-
-def check_padding(block: bytes | memoryview, shard: str, offset: int) -> None:
-    """Refuse padding that is not all zeros."""
-    if block != _ZEROS[: len(block)]:
-        raise DamageError("padding is not zero", shard=shard, got=f"other bytes after offset {offset}")
+    expected, got = "a canonical USTAR header", f"other bytes at offset {offset}"
+    raise DamageError("damaged tar header", shard=shard, expected=expected, got=got)
 
 
 def members(fd: int, shard: str) -> Iterator[Member]:
-    """Walk a shard's headers, paddings and end; the data between is skipped, not read.
-
-    Args:
-        fd: Open file descriptor; its position is not used.
-        shard: Name for messages.
+    """Walk an open shard's headers, paddings and end; the data between is skipped, not read.
 
     Raises:
         DamageError: Anything but the canonical profile.
-        OSError: It cannot be read.
     """
     size = os.fstat(fd).st_size
     offset = 0
@@ -126,11 +109,11 @@ def members(fd: int, shard: str) -> Iterator[Member]:
             break
         member = parse(block, offset, shard)
         if member.end + len(END) > size:
-            raise DamageError(
-                "truncated", shard=shard, expected=f"at least {member.end + len(END)} bytes", got=f"{size}"
-            )
-        tail = read_range(fd, member.data_offset + member.size, -member.size % BLOCK)
-        check_padding(tail, shard, member.data_offset + member.size)
+            expected = f"at least {member.end + len(END)} bytes"
+            raise DamageError("truncated", shard=shard, expected=expected, got=f"{size}")
+        data_end = member.data_offset + member.size
+        if read_range(fd, data_end, -member.size % BLOCK) != padding(member.size):
+            raise DamageError("padding is not zero", shard=shard, got=f"other bytes after offset {data_end}")
         yield member
         offset = member.end
     check_end(read_range(fd, offset, len(END) + 1), shard, offset)
@@ -140,9 +123,5 @@ def check_end(tail: bytes, shard: str, offset: int) -> None:
     """Two zero blocks and then the end of the file, nothing else."""
     if tail != END:
         got = "more bytes after it" if tail.startswith(END) else "other or fewer bytes"
-        raise DamageError(
-            "wrong end of archive",
-            shard=shard,
-            expected=f"two zero blocks at {offset}, then the end",
-            got=got,
-        )
+        expected = f"two zero blocks at {offset}, then the end"
+        raise DamageError("wrong end of archive", shard=shard, expected=expected, got=got)

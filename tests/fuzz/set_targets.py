@@ -138,7 +138,8 @@ def sample_arrays(data: bytes) -> None:
 def _inspect(field: str, data: bytes) -> None:
     """The deep check of a sample one of whose members is the input, with a digest that is right."""
     from llgbm_shards.deep import DeepCheck
-    from llgbm_shards.shardset import ShardSet, decode_sample
+    from llgbm_shards.sample import decode_sample
+    from llgbm_shards.shardset import ShardSet
 
     opened = _opened()
     assert isinstance(opened, ShardSet)

@@ -170,7 +170,7 @@ def test_a_missing_shard_is_no_replaced_set(made):
 
 
 @pytest.mark.parametrize("way", [rename_over, write_over])
-@pytest.mark.parametrize("moment", ["identities", "_read_record"])
+@pytest.mark.parametrize("moment", ["identities", "read_record"])
 def test_while_it_is_opened(made, way, moment, monkeypatch):
     plain = getattr(shardset, moment)
 

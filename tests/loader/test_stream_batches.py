@@ -191,7 +191,7 @@ def test_an_absent_field_is_named_with_what_there_is(tmp_path):
         {"shuffle": 1},
         {"remainder": "wrap"},
         {"on_bad_sample": "ignore"},
-        {"fields": ["body"]},
+        {"fields": ["pieces"]},
         {"view": "tensors"},
         {"fields": []},
         {"fields": 5},

@@ -63,7 +63,7 @@ def test_batches_hold_the_weights(made, monkeypatch, view, dtype, fields, verify
     plain = StreamingLoader(made.path, batch_size=3, **{**options, "fields": others}) if others else None
     batches = list(loader)
     assert len(batches) == 3
-    for number, batch in enumerate(batches):
+    for batch in batches:
         expected = wanted(made, batch["keys"], view, dtype or _TORCH[made.layout.dtype])
         assert equal(batch["weights"], expected["weights"])
         assert equal(batch["ranks"], expected["ranks"])
@@ -127,7 +127,7 @@ def test_weights_are_asked_for_and_never_rounded(tmp_path):
     assert "weights" not in next(iter(StreamingLoader(made.path, batch_size=2)))
     with pytest.raises(UsageError, match=r"weights would be rounded.*got torch.float16"):
         StreamingLoader(made.path, fields=["weights"], dtype=torch.float16)
-    with pytest.raises(UsageError, match="option view: .*'pieces', 'modules', 'layers', 'flat'"):
+    with pytest.raises(UsageError, match=r"option view: .*'pieces', 'modules', 'layers', 'flat'"):
         StreamingLoader(made.path, fields=["weights"], view="tensors")
 
 

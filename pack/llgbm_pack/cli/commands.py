@@ -14,54 +14,48 @@ from typing import Any
 
 import click
 
-from llgbm_pack.cli.check import CheckArguments, check_options, run_check
-from llgbm_pack.cli.options import BuildArguments, build_options, repair_options
+from llgbm_pack.cli.check import check_options, run_check
+from llgbm_pack.cli.options import build_options, repair_options
 from llgbm_pack.cli.output import Output, escape_unwritable, output_options, printable, printable_json
+from llgbm_pack.plan.options import PackOptions
 from llgbm_shards.errors import LlgbmError
 from llgbm_shards.public import without_credentials
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class _Program(click.Group):
-    """A group that turns the project's errors into messages and exit codes."""
+class _Guarded(click.Command):
+    """A program in which every error of the project ends in one message and its exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        return _guarded(super().main, *args, **kwargs)
+        escape_unwritable(sys.stdout)
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
+        except click.ClickException as error:
+            said = io.StringIO()
+            error.show(file=said)
+            click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted; run the same command again to go on", err=True)
+            code = 130
+        except LlgbmError as error:
+            click.echo(printable(f"error: {error}"), err=True)
+            code = error.exit_code
+        except (BrokenPipeError, SystemExit):
+            # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 3
+        except (OSError, MemoryError) as error:
+            # 1 would say that something is not sound; this says nothing of it.
+            click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
+            code = 3
+        sys.exit(code if isinstance(code, int) else 0)
 
 
-class _Command(click.Command):
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        return _guarded(super().main, *args, **kwargs)
-
-
-def _guarded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a click program; every error of the project ends in one message and its exit code."""
-    kwargs["standalone_mode"] = False
-    escape_unwritable(sys.stdout)
-    try:
-        code = run(*args, **kwargs)
-        sys.stdout.flush()
-    except click.ClickException as error:
-        said = io.StringIO()
-        error.show(file=said)
-        click.echo(printable(without_credentials(said.getvalue())), err=True, nl=False)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to go on", err=True)
-        code = 130
-    except LlgbmError as error:
-        click.echo(printable(f"error: {error}"), err=True)
-        code = error.exit_code
-    except (BrokenPipeError, SystemExit):
-        # The reader is gone. Left to itself, click ends with 1, which here means that something is not sound.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 3
-    except (OSError, MemoryError) as error:
-        # 1 would say that something is not sound; this says nothing of it.
-        click.echo(printable(f"error: the work could not be done: {error or 'out of memory'}"), err=True)
-        code = 3
-    sys.exit(code if isinstance(code, int) else 0)
+class _Program(_Guarded, click.Group):
+    """One with commands."""
 
 
 def _emit(output: Output, value: dict[str, Any], text: Callable[[], str]) -> None:
@@ -81,56 +75,54 @@ def main() -> None:
 @main.command("build")
 @output_options
 @build_options
-def build_command(arguments: BuildArguments, output: Output) -> int:
+def build_command(options: PackOptions, dry_run: bool, output: Output) -> int:
     """Pack the checkpoints under ZOO into a shard set in OUT."""
     from llgbm_pack.cli.progress import progress_for
     from llgbm_pack.cli.render import render_pack, render_plan
     from llgbm_pack.packing.build import build, plan_build
 
-    if arguments.dry_run:
-        plan = plan_build(arguments.options)
+    if dry_run:
+        plan = plan_build(options)
         _emit(output, plan.to_json(), lambda: render_plan(plan, verbose=output.verbose))
         return plan.exit_code
     with progress_for(output) as progress:
-        report = build(arguments.options, progress=progress)
+        report = build(options, progress=progress)
     _emit(output, report.to_json(), lambda: render_pack(report, verbose=output.verbose))
     return report.exit_code
-
-
-def _check(arguments: CheckArguments, output: Output) -> int:
-    from llgbm_pack.cli.render import render_check
-
-    checked = run_check(arguments)
-    _emit(output, checked.to_json(), lambda: render_check(checked, verbose=output.verbose))
-    return checked.exit_code
 
 
 @main.command("check")
 @output_options
 @check_options
-def check_command(arguments: CheckArguments, output: Output) -> int:
+def check_command(output: Output, **options: Any) -> int:
     """Say whether the shard set in OUT is sound, and list everything that is not."""
-    return _check(arguments, output)
+    from llgbm_pack.cli.render import render_check
+
+    checked = run_check(**options)
+    _emit(output, checked.to_json(), lambda: render_check(checked, verbose=output.verbose))
+    return checked.exit_code
 
 
-@click.command("llgbm-check", cls=_Command, context_settings=_CONTEXT)
-@output_options
-@check_options
-def check_main(arguments: CheckArguments, output: Output) -> int:
-    """Say whether the shard set in OUT is sound, and list everything that is not."""
-    return _check(arguments, output)
+#: The same as a program of its own.
+check_main = _Guarded(
+    "llgbm-check",
+    context_settings=_CONTEXT,
+    callback=check_command.callback,
+    params=check_command.params,
+    help=check_command.help,
+)
 
 
 @main.command("repair")
 @repair_options
 @output_options
-def repair_command(output: Output, **values: Any) -> int:
+def repair_command(output: Output, **options: Any) -> int:
     """Put damaged and missing files of the set in OUT back, to the bit, from the sources it was packed from."""
     from llgbm_pack.cli.render import render_repair
     from llgbm_pack.upkeep.repair import repair
     from llgbm_pack.upkeep.repair_shards import RepairOptions
 
-    report = repair(RepairOptions(**values), say=output.say)
+    report = repair(RepairOptions(**options), say=output.say)
     _emit(output, report.to_json(), lambda: render_repair(report))
     return report.exit_code
 
@@ -145,11 +137,11 @@ def inspect_command(out: str, key: str | None, output: Output) -> int:
     from llgbm_pack.look.inspect import describe_sample, describe_set
 
     if key is None:
-        found = describe_set(out)
-        _emit(output, found, lambda: render_set(found))
+        summary = describe_set(out)
+        _emit(output, summary, lambda: render_set(summary))
     else:
-        found = describe_sample(out, key)
-        _emit(output, found, lambda: render_sample(found))
+        sample = describe_sample(out, key)
+        _emit(output, sample, lambda: render_sample(sample))
     return 0
 
 
@@ -163,11 +155,8 @@ def export_command(out: str, key: str, dest: str, output: Output) -> int:
     from llgbm_pack.look.export import export_adapter
 
     report = export_adapter(out, key, dest)
-    _emit(
-        output,
-        report.to_json(),
-        lambda: f"{report.key} -> {report.dest}: {report.modules} modules, rank {report.rank}",
-    )
+    text = f"{report.key} -> {report.dest}: {report.modules} modules, rank {report.rank}"
+    _emit(output, report.to_json(), lambda: text)
     return 0
 
 
@@ -196,16 +185,12 @@ def stats_command(out: str, file: str, by_task: bool, output: Output) -> int:
 @click.option("--readers", type=click.IntRange(min=1), default=4, show_default=True, help="Reader threads.")
 @click.option("--verify", type=click.Choice(["full", "off"]), default="full", show_default=True)
 @output_options
-def bench_command(
-    out: str, batch_size: int, device: str, step_ms: float, readers: int, verify: str, output: Output
-) -> int:
+def bench_command(out: str, output: Output, **options: Any) -> int:
     """Measure how fast the set in OUT can be streamed here, and what limits it."""
     from llgbm_pack.cli.render import render_bench
     from llgbm_pack.look.bench import bench_set
 
-    report = bench_set(
-        out, batch_size=batch_size, device=device, step_ms=step_ms, readers=readers, verify=verify
-    )
+    report = bench_set(out, **options)
     _emit(output, report.to_json(), lambda: render_bench(report))
     return 0
 
@@ -221,12 +206,9 @@ def demo_command(directory: str, output: Output) -> int:
     from llgbm_pack.demo.make import make_demo
 
     report = make_demo(Path(directory), output.say)
-    _emit(
-        output,
-        asdict(report),
-        lambda: (
-            f"{report.num_checkpoints} checkpoints in {report.zoo}, {report.num_deltas} deltas in {report.deltas}, "
-            f"text tokenizer in {report.tokenizer} ({report.seconds:.1f} s)"
-        ),
+    text = (
+        f"{report.num_checkpoints} checkpoints in {report.zoo}, {report.num_deltas} deltas in {report.deltas}, "
+        f"text tokenizer in {report.tokenizer} ({report.seconds:.1f} s)"
     )
+    _emit(output, asdict(report), lambda: text)
     return 0

@@ -8,26 +8,24 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 import click
 
 _ESCAPE: Final = "llgbm-escape"
+#: An option that is a directory, which is there.
+FOLDER: Final = click.Path(path_type=Path, exists=True, file_okay=False)
+Command = Callable[..., int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """How a command talks.
+    """How a command talks."""
 
-    Attributes:
-        format: ``text`` or ``json``, for the result on stdout.
-        quiet: No progress on stderr.
-        verbose: More detail in the text result.
-    """
-
-    format: str
-    quiet: bool
-    verbose: bool
+    format: str  # ``text`` or ``json``, for the result on stdout
+    quiet: bool  # no progress on stderr
+    verbose: bool  # more detail in the text result
 
     def say(self, message: str) -> None:
         """A progress message on stderr."""
@@ -35,28 +33,34 @@ class Output:
             click.echo(message, err=True)
 
 
-def output_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add --version, --format, -q and -v, the last three handed to the command as ``output``."""
+def decorator(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Click's options as one decorator; the help shows them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_OUTPUT_OPTIONS: Final = decorator(
+    click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True),
+    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell more."),
+    click.version_option(package_name="llgbm-pack"),
+)  # fmt: skip
+
+
+def output_options(command: Command) -> Command:
+    """Add --format, -q, -v, handed to the command as ``output``, and --version."""
 
     @functools.wraps(command)
     def wrapped(output_format: str, quiet: bool, verbose: bool, **kwargs: Any) -> int:
         output = Output(format=output_format, quiet=quiet, verbose=verbose)
         return command(output=output, **kwargs)
 
-    for option in (
-        click.version_option(package_name="llgbm-pack"),
-        click.option("-v", "--verbose", is_flag=True, help="Tell more."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
+    return _OUTPUT_OPTIONS(wrapped)
 
 
 def human_bytes(size: float) -> str:

@@ -21,11 +21,16 @@ def progress_for(output: Output) -> Iterator[Any]:
     """The progress that fits where stderr goes, None when quiet."""
     if output.quiet:
         yield None
-    elif sys.stderr.isatty():
-        with _bar() as bar:
-            yield bar
-    else:
+    elif not sys.stderr.isatty():
         yield Lines(output)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        counts = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        console = Console(stderr=True)
+        with Progress(TextColumn("packing"), *counts, console=console, transient=True) as progress:
+            yield _Bar(progress)
 
 
 class Lines:
@@ -55,22 +60,6 @@ class Lines:
         self._output.say(
             f"{done}/{self._total} checkpoints, {human_bytes(source_bytes / (now - self._start))}/s{eta}"
         )
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("packing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress)
 
 
 class _Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -10,8 +11,7 @@ from llgbm_pack.cli.output import human_bytes
 from llgbm_pack.packing.report import PackReport
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.same_reason import grouped, one_line
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import Note
+from llgbm_pack.plan.values import Note, Skip
 
 if TYPE_CHECKING:
     from llgbm_pack.cli.check import Checked
@@ -95,24 +95,26 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
     lines.append(f"{report.path}: {verdict} ({what})")
     if report.digest:
         lines.append(f"digest {report.digest}")
+    if report.exit_code == 1:
+        command = f"llgbm-pack repair {shlex.quote(report.path)} --zoo ZOO"
+        lines.append(f"`{command}` puts back what is missing or damaged, to the bit")
     return "\n".join([*lines, *_against(checked, verbose=verbose)])
 
 
 def _against(checked: Checked, *, verbose: bool) -> list[str]:
     """The comparison with a zoo."""
-    found = checked.against
-    if found is None:
+    zoo = checked.against
+    if zoo is None:
         return [f"zoo not compared: {checked.problem}"] if checked.problem else []
-    new = [f"new      {path}" for path in found.new]
-    changed = [f"changed  {change.checkpoint}: {change.what}" for change in found.changed]
-    gone = [f"gone     {path}" for path in found.gone]
+    changed = [f"{change.checkpoint}: {change.what}" for change in zoo.changed]
+    lines: list[str] = []
+    for word, rows in (("new", zoo.new), ("changed", changed), ("gone", zoo.gone)):
+        lines += _shorten([f"{word:<8} {row}" for row in rows], word, verbose, do="-v lists all")
     return [
-        *_shorten(new, "new", verbose, do="-v lists all"),
-        *_shorten(changed, "changed", verbose, do="-v lists all"),
-        *_shorten(gone, "gone", verbose, do="-v lists all"),
-        *(f"not judged  {what}" for what in found.unjudged),
-        f"{found.zoo}: {found.unchanged} unchanged, {len(new)} new, {len(changed)} changed, {len(gone)} gone, "
-        f"{found.skipped} skipped by the build",
+        *lines,
+        *(f"not judged  {what}" for what in zoo.unjudged),
+        f"{zoo.zoo}: {zoo.unchanged} unchanged, {len(zoo.new)} new, {len(changed)} changed, {len(zoo.gone)} gone, "
+        f"{zoo.skipped} skipped by the build",
     ]
 
 
@@ -127,51 +129,47 @@ def render_repair(report: RepairReport) -> str:
     lines = [f"restored   {name}" for name in report.restored]
     lines += [f"refused    {refusal.name}: {refusal.reason}" for refusal in report.refused]
     lines += [f"left       {finding.shard}: {finding.what}; remove it by hand" for finding in report.left]
-    if not lines:
-        lines = ["nothing to repair"]
     verdict = "NOT SOUND" if report.exit_code else "sound"
-    return "\n".join(
-        [*lines, f"{report.out}: {verdict} ({report.seconds:.1f} s)", f"digest {report.digest or 'lost'}"]
-    )
+    lines = lines or ["nothing to repair"]
+    lines += [f"{report.out}: {verdict} ({report.seconds:.1f} s)", f"digest {report.digest or 'lost'}"]
+    return "\n".join(lines)
 
 
-def render_set(found: dict[str, Any]) -> str:
+def render_set(summary: dict[str, Any]) -> str:
     """What ``inspect OUT`` prints."""
-    tokens = found["tokens"]
+    tokens = summary["tokens"]
     lines = [
-        f"set        {found['path']}",
-        f"digest     {found['digest']}",
-        f"samples    {found['samples']} ({_counts(found['splits'])}), {found['with_delta']} with a delta",
+        f"set        {summary['path']}",
+        f"digest     {summary['digest']}",
+        f"samples    {summary['samples']} ({_counts(summary['splits'])}), {summary['with_delta']} with a delta",
         f"tokens     {tokens['count']} of {tokens['rank']} x {tokens['chunk']} {tokens['dtype']}, {tokens['order']} order, "
         f"{tokens['modules']} modules",
-        f"members    {', '.join(found['members'])}",
-        f"forms      {', '.join(found['forms']) or 'none'}",
-        f"tasks      {_counts(found['tasks'])}",
-        f"models     {_counts(found['base_models'])}",
-        f"shards     {found['shards']}, {human_bytes(found['bytes'])}",
-        f"keys       {', '.join(found['keys'])}{', ...' if found['samples'] > len(found['keys']) else ''}",
+        f"members    {', '.join(summary['members'])}",
+        f"forms      {', '.join(summary['forms']) or 'none'}",
+        f"tasks      {_counts(summary['tasks'])}",
+        f"models     {_counts(summary['base_models'])}",
+        f"shards     {summary['shards']}, {human_bytes(summary['bytes'])}",
+        f"keys       {', '.join(summary['keys'])}{', ...' if summary['samples'] > len(summary['keys']) else ''}",
     ]
     return "\n".join(lines)
 
 
-def render_sample(found: dict[str, Any]) -> str:
+def render_sample(sample: dict[str, Any]) -> str:
     """What ``inspect OUT KEY`` prints."""
-    info = found["json"]
+    info = sample["json"]
     lines = [
-        f"key        {found['key']}",
+        f"key        {sample['key']}",
         f"checkpoint {info['checkpoint']} (task {info['task']}, base {info['base_model'] or 'unknown'})",
         f"lora       rank {info['rank']}, alpha {info['alpha']:g}, scaling {info['scaling']:g}, {info['source_dtype']}",
-        f"place      {found['shard']} at byte {found['offset']}, split {found['split']}",
+        f"place      {sample['shard']} at byte {sample['offset']}, split {sample['split']}",
     ]
-    delta = info["delta"]
-    lines.append(
-        f"delta      {delta['file']}, norm {delta['norm']:.4g}, matched by {delta['matched_by']}"
-        if info["has_delta"]
-        else "delta      none"
-    )
-    for member in found["members"]:
+    delta = "none"
+    if info["has_delta"]:
+        delta = "{file}, norm {norm:.4g}, matched by {matched_by}".format_map(info["delta"])
+    lines.append(f"delta      {delta}")
+    for member in sample["members"]:
         lines.append(f"member     {member['name']:<18} {member['size']:>12} bytes  {member['digest']}")
-    lines += [f"tensor     {name:<18} {shape}" for name, shape in found["shapes"].items()]
+    lines += [f"tensor     {name:<18} {shape}" for name, shape in sample["shapes"].items()]
     lines += [f"text {number:<5} {text['prompt']!r:.90}" for number, text in enumerate(info["texts"][:3])]
     return "\n".join(lines)
 
@@ -218,19 +216,19 @@ def _skips(skipped: Sequence[Skip], verbose: bool) -> list[str]:
     return _reasons("skipped", ((skip.checkpoint, skip.reason) for skip in skipped), verbose)
 
 
-def _notes(notes: Iterable[Note], verbose: bool) -> list[str]:
+def _notes(notes: Sequence[Note], verbose: bool) -> list[str]:
     return _reasons("warning", ((note.checkpoint, note.what) for note in notes), verbose)
 
 
 def _reasons(word: str, rows: Iterable[tuple[str, str]], verbose: bool) -> list[str]:
-    """A line for each row, or unless all are asked for one for the many rows of one reason."""
+    """A line for each row when all are asked for; else one line for the many rows of one reason."""
     lines = [one_line(*row) for row in rows] if verbose else grouped(rows)
     return [f"{word:<10} {line}" for line in lines]
 
 
 def _shorten(
-    rows: list[str], what: str, all_of_them: bool, do: str = "-v lists all; skipped.json keeps them"
+    rows: list[str], what: str, verbose: bool, do: str = "-v lists all; skipped.json keeps them"
 ) -> list[str]:
-    if all_of_them or len(rows) <= _FEW:
+    if verbose or len(rows) <= _FEW:
         return rows
     return [*rows[:_FEW], f"... and {len(rows) - _FEW} more {what} ({do})"]

@@ -27,21 +27,13 @@ _WORDS: Final = {"base_model": "base model", "probes": "set of probes", "layer":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """How a disagreement is told: by a build, or by a dataset.
-
-    Attributes:
-        kind: The error.
-        where: The cache, as the user knows it.
-        maps: How paths of the cache are rewritten.
-        apart: How deltas that are unlike are kept apart.
-        most: What most of the deltas are called.
-    """
+    """How a disagreement is told: by a build, or by a dataset."""
 
     kind: type[PlanError | UsageError]
-    where: str
-    maps: str
-    apart: str
-    most: str
+    where: str  # the cache, as the user knows it
+    maps: str  # how paths of the cache are rewritten
+    apart: str  # how deltas that are unlike are kept apart
+    most: str  # what most of the deltas are called
 
     def of_rows(self, what: str, rows: Sequence[str], do: str) -> None:
         """Raise, if there are rows."""
@@ -52,26 +44,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Deltas that are beyond doubt.
+    """Deltas that are beyond doubt."""
 
-    Attributes:
-        matches: The delta of each checkpoint, by its path.
-        missing: Checkpoints without one.
-        notes: (checkpoint, what) that should be told.
-    """
-
-    matches: dict[str, Match]
-    missing: list[str]
-    notes: list[tuple[str, str]]
+    matches: dict[str, Match]  # the delta of each checkpoint, by its path
+    missing: list[str]  # checkpoints without one
+    notes: list[tuple[str, str]]  # (checkpoint, what) that should be told
 
 
 def settle(joined: JoinResult, wanted: Collection[str], refuse: Refusal) -> Settled:
-    """Refuse what a join leaves in doubt, and tell what is right but unexpected.
-
-    Args:
-        joined: The join of the whole zoo.
-        wanted: The checkpoints that count.
-        refuse: How to refuse.
+    """Refuse what the join of a whole zoo leaves in doubt of the wanted checkpoints; tell what is right but unexpected.
 
     Raises:
         PlanError, UsageError: By ``refuse``: a checkpoint whose delta is not certain.
@@ -109,26 +90,21 @@ def mixed_provenance(entries: Iterable[DeltaEntry]) -> dict[str, str]:
     Probes of an adapter's own, as the second form of cache may have them, are no difference.
     """
     joined = list(entries)
-    found = {}
+    mixed = {}
     for field, words in _WORDS.items():
         own = field == "probes"
         counts = Counter(getattr(entry, field) for entry in joined if not (own and entry.probes_file))
         if len(counts) > 1:
-            found[words] = ", ".join(
+            mixed[words] = ", ".join(
                 f"{value or '(unknown)'}: {count}" for value, count in counts.most_common()
             )
-    return found
+    return mixed
 
 
 def verify(
     deltas: Iterable[tuple[str, DeltaEntry]], load: Load, refuse: Refusal
 ) -> tuple[int, dict[str, str]]:
-    """Read each delta once; none is kept.
-
-    Args:
-        deltas: Checkpoints and their deltas.
-        load: Reads one.
-        refuse: How to refuse.
+    """Read the delta of each checkpoint once; none is kept.
 
     Returns:
         The width that most of the sound ones have, 0 when none is sound; and, by checkpoint, what is wrong with each
@@ -152,13 +128,12 @@ def verify(
 
 
 def _common_width(widths: Mapping[str, int], refuse: Refusal) -> int:
-    counts = Counter(widths.values()).most_common(2)
-    if len(counts) == 2 and counts[0][1] == counts[1][1]:
-        got = f"{counts[0][0]} and {counts[1][0]}, {counts[0][1]} deltas each"
-        raise refuse.kind(
-            "no width that most deltas share", where=refuse.where, expected="one width", got=got
-        )
-    return counts[0][0] if counts else 0
+    ranked = Counter(widths.values()).most_common(2)
+    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+        got = f"{ranked[0][0]} and {ranked[1][0]}, {ranked[0][1]} deltas each"
+        what = "no width that most deltas share"
+        raise refuse.kind(what, where=refuse.where, expected="one width", got=got)
+    return ranked[0][0] if ranked else 0
 
 
 class LagCorrelation:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,28 +15,19 @@ from numpy.typing import NDArray
 from llgbm_pack.deltas.file import read_array
 from llgbm_pack.deltas.join import join_deltas
 from llgbm_pack.deltas.manifest import (
+    BASE_FILE,
     MANIFEST,
-    NAMED_MANIFEST,
     DeltaEntry,
     adapter_id,
+    base_file,
     find_manifest,
-    inside,
     parse_entries,
     read_manifest,
 )
 from llgbm_pack.deltas.paths import other_spellings
-from llgbm_pack.deltas.write import (
-    Files,
-    entry_info,
-    finite_vector,
-    locked,
-    replace,
-    unicode_path,
-)
+from llgbm_pack.deltas.write import Draft, entry_info, finite_vector, locked, unicode_path
 from llgbm_shards.arguments import local_path
 from llgbm_shards.errors import CheckpointError, UsageError
-
-_BASE_FILE: Final = "base_activation.npy"
 
 
 class DeltaCache:
@@ -88,15 +80,13 @@ class DeltaCache:
             CheckpointError: The delta is absent, damaged or not the one the manifest describes.
         """
         self.entries()
-        found = self._by_path.get(os.fspath(path), [])
-        if len(found) > 1:
-            raise _two_candidates(os.fspath(path), found)
-        return self._load(found[0]) if found else None
+        entry = self._only(os.fspath(path))
+        return self._load(entry) if entry else None
 
     def get_delta_for_checkpoint(self, path: str | os.PathLike[str]) -> NDArray[np.float32] | None:
         """The delta of a checkpoint that may have been moved: joined as in :mod:`llgbm_pack.deltas.join`, never by substring.
 
-        Of the checkpoint only its path is known here, not the zoo around it; joining a whole zoo at once knows more.
+        Only the checkpoint's path is known here, not the zoo around it; joining a whole zoo at once knows more.
 
         Returns:
             (hidden,) float32, or None if none fits.
@@ -125,9 +115,8 @@ class DeltaCache:
             CheckpointError: A delta is absent, damaged or not the one the manifest describes.
         """
         entries = self.entries()
-        double = next((found for found in self._by_path.values() if len(found) > 1), None)
-        if double:
-            raise _two_candidates(double[0].path, double)
+        for entry in entries:
+            self._only(entry.path)  # before any of them is read
         return {entry.path: self._load(entry) for entry in entries}
 
     def get_base_activation(self) -> NDArray[np.float32] | None:
@@ -167,22 +156,15 @@ class DeltaCache:
     def save_base_activation(self, activation: NDArray[Any]) -> None:
         """Save the base model's activation, (hidden,) or (probes, hidden) finite floats; kept as float32."""
         array = finite_vector(activation, "base activation", dimensions=2)
-
-        def change(manifest: dict[str, Any], named: bool) -> Files:
-            if named:
-                manifest.setdefault("base_activation_file", _BASE_FILE)
-            return {self._base_file(): array}
-
-        self._change(change)
+        with self._change() as draft:
+            if draft.named:
+                draft.manifest.setdefault("base_activation_file", BASE_FILE)
+            draft.files[self._base_file()] = array
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Record how the deltas were measured: ``base_model``, ``probes``, ``layer``, ``dtype`` and what else."""
-
-        def change(manifest: dict[str, Any], _named: bool) -> Files:
-            manifest["config"] = {**manifest.get("config", {}), **config}
-            return {}
-
-        self._change(change)
+        with self._change() as draft:
+            draft.manifest["config"] = {**draft.manifest.get("config", {}), **config}
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says: count, width, norms, provenance, and whether there is a base activation."""
@@ -200,12 +182,9 @@ class DeltaCache:
 
     def clear(self) -> None:
         """Forget all deltas and the base activation, and delete their files; other files stay."""
-
-        def change(manifest: dict[str, Any], _named: bool) -> Files:
-            manifest["adapters"] = {}
-            return dict.fromkeys([*(entry.file for entry in self._entries), self._base_file()])
-
-        self._change(change)
+        with self._change() as draft:
+            draft.manifest["adapters"] = {}
+            draft.files.update(dict.fromkeys([*(entry.file for entry in self._entries), self._base_file()]))
 
     def _load(self, entry: DeltaEntry) -> NDArray[np.float32]:
         """The delta of an entry; of the new entry where a writer has put another in its place meanwhile."""
@@ -213,63 +192,56 @@ class DeltaCache:
             return entry.load().array
         except CheckpointError:
             self.entries()
-            found = self._by_path.get(entry.path, [])
-            if len(found) != 1 or found[0] == entry:
+            recorded = self._by_path.get(entry.path, [])
+            if len(recorded) != 1 or recorded[0] == entry:
                 raise
-            return found[0].load().array
+            return recorded[0].load().array
 
     def _base_file(self) -> Path:
-        name = self._manifest.get("base_activation_file") or _BASE_FILE
-        if not isinstance(name, str):
-            got = repr(name)[:80]
-            raise UsageError(
-                "base_activation_file is no name", where=str(self.cache_dir), expected="a string", got=got
-            )
-        return inside(self.cache_dir, name, where=str(self.cache_dir))
+        return base_file(self._manifest, self.cache_dir)
 
     def _save(
         self, arrays: Mapping[str, NDArray[np.float32]], homes: dict[str, Path], fields: Mapping[str, str]
     ) -> list[str]:
         """Save each delta in a file that no entry names: its home if it can be; notes the homes it finds out."""
         keys: list[str] = []
-
-        def change(manifest: dict[str, Any], named: bool) -> Files:
-            files: dict[Path, NDArray[np.float32] | None] = {}
-            used = {entry.file for entry in self._entries}
+        with self._change() as draft:
+            used, named = {entry.file for entry in self._entries}, draft.named
             for path, array in arrays.items():
                 old = self._only(path)
                 key = old.key if old else adapter_id(path)
                 home = homes.setdefault(path, old.file if old and named else self.cache_dir / f"{key}.npy")
                 file = home.with_stem(f"{home.stem}-{secrets.token_hex(4)}") if home in used else home
-                files |= {file: array, **({old.file: None} if old else {})}
-                old_info = manifest["adapters"].get(key, {})
+                draft.files[file] = array
+                if old:
+                    draft.files[old.file] = None
+                old_info = draft.manifest["adapters"].get(key, {})
                 info = entry_info(path, array, named=named, old=old_info, fields=fields)
                 if named or file != home:
                     info["delta_file" if named else "file"] = file.relative_to(self.cache_dir).as_posix()
-                manifest["adapters"][key] = info
+                draft.manifest["adapters"][key] = info
                 keys.append(key)
-            return files
-
-        self._change(change)
         return keys
 
     def _only(self, path: str) -> DeltaEntry | None:
-        found = self._by_path.get(path, [])
-        if len(found) > 1:
-            raise _two_candidates(path, found)
-        return found[0] if found else None
+        """The entry recorded under a path, None if there is none; a UsageError if there are two."""
+        recorded = self._by_path.get(path, [])
+        if len(recorded) > 1:
+            raise _two_candidates(path, recorded)
+        return recorded[0] if recorded else None
 
-    def _change(self, change: Callable[[dict[str, Any], bool], Files]) -> None:
-        """Read the manifest, change it and write it back, while no other process does."""
+    @contextmanager
+    def _change(self) -> Iterator[Draft]:
+        """The manifest to change, written back afterwards, while no other process does."""
         with locked(self.cache_dir):
             self.entries()
             path = find_manifest(self.cache_dir) or self.cache_dir / MANIFEST
-            manifest = {**self._manifest, "adapters": dict(self._manifest["adapters"])}
-            files = change(manifest, path.name == NAMED_MANIFEST)
-            replace(path, manifest, files)
+            draft = Draft(path, {**self._manifest, "adapters": dict(self._manifest["adapters"])})
+            yield draft
+            draft.write()
             self.entries()
 
 
-def _two_candidates(path: str, found: Iterable[DeltaEntry]) -> UsageError:
-    listed = ", ".join(f"{entry.key} ({entry.path})" for entry in found)
+def _two_candidates(path: str, candidates: Iterable[DeltaEntry]) -> UsageError:
+    listed = ", ".join(map(str, candidates))
     return UsageError("two deltas for one checkpoint", where=path, expected="one", got=listed)

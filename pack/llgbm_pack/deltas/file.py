@@ -21,24 +21,14 @@ _NORM_TOLERANCE: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedDelta:
-    """One verified delta.
+    """One verified delta."""
 
-    Attributes:
-        array: (hidden,) float32, C-ordered; (probes, hidden) too where a base activation was read.
-        note: What was changed on the way in (a cast), or empty.
-    """
-
-    array: NDArray[np.float32]
-    note: str
+    array: NDArray[np.float32]  # (hidden,), C-ordered; a base activation may be (probes, hidden)
+    note: str  # what was changed on the way in (a cast), or empty
 
 
 def load_delta(file: Path, *, width: int | None = None, norm: float | None = None) -> LoadedDelta:
-    """Read a delta and verify it against what is said of it elsewhere.
-
-    Args:
-        file: An npy file.
-        width: The width it must have, if known.
-        norm: The Euclidean norm it must have, within 1e-3 relative, if known.
+    """Read a delta from an npy file and verify the width and the Euclidean norm (within 1e-3 relative) it must have.
 
     Raises:
         CheckpointError: The file is absent, not one vector of floats, not finite, or of another width or norm.
@@ -46,22 +36,17 @@ def load_delta(file: Path, *, width: int | None = None, norm: float | None = Non
     delta = read_array(file, dimensions=1)
     do = "Measure this delta again, or correct its manifest."
     if width is not None and delta.array.size != width:
-        got = f"{delta.array.size}"
-        raise CheckpointError("delta of another width", where=file.name, expected=f"{width}", got=got, do=do)
+        what, got = "delta of another width", f"{delta.array.size}"
+        raise CheckpointError(what, where=file.name, expected=f"{width}", got=got, do=do)
     own = vector_norm(delta.array)
     if norm is not None and not math.isclose(own, norm, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12):
-        wanted = f"{norm:.6g}"
-        what = "delta of another norm than its manifest says"
-        raise CheckpointError(what, where=file.name, expected=wanted, got=f"{own:.6g}", do=do)
+        what, got = "delta of another norm than its manifest says", f"{own:.6g}"
+        raise CheckpointError(what, where=file.name, expected=f"{norm:.6g}", got=got, do=do)
     return delta
 
 
 def read_array(file: Path, *, dimensions: int) -> LoadedDelta:
-    """Read an npy file of floats strictly; pickles and object arrays have no way in.
-
-    Args:
-        file: The file.
-        dimensions: Most dimensions allowed; at least one is wanted.
+    """Read floats of at most ``dimensions`` dimensions from an npy file; pickles and object arrays have no way in.
 
     Raises:
         CheckpointError: Absent, unreadable, too large, another dtype or rank, bytes missing or left over, not finite.
@@ -72,9 +57,8 @@ def read_array(file: Path, *, dimensions: int) -> LoadedDelta:
         except IrregularError as error:
             raise CheckpointError("the delta is not a regular file", where=file.name) from error
     if len(data) > MAX_DELTA_BYTES:
-        raise CheckpointError(
-            "too large for a delta", where=file.name, expected=f"at most {MAX_DELTA_BYTES} bytes"
-        )
+        most = f"at most {MAX_DELTA_BYTES} bytes"
+        raise CheckpointError("too large for a delta", where=file.name, expected=most)
     try:
         stored = parse_npy(data, where=file.name)
     except HeaderError as error:
@@ -85,9 +69,7 @@ def read_array(file: Path, *, dimensions: int) -> LoadedDelta:
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(stored, "<f4")
     if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise CheckpointError(
-            "delta not finite", where=file.name, expected="finite float32", got=f"{bad} other values"
-        )
+        got = f"{array.size - np.isfinite(array).sum()} other values"
+        raise CheckpointError("delta not finite", where=file.name, expected="finite float32", got=got)
     note = "" if stored.dtype == np.dtype("<f4") else f"cast from {stored.dtype} to float32"
     return LoadedDelta(array=array, note=note)

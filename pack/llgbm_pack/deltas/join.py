@@ -1,6 +1,6 @@
 """Join checkpoints with deltas by whole path components; a wrong join is worse than none.
 
-The rules, in this order; of each delta the first holds that gives it to any checkpoint:
+The rules, in this order; for each delta the first one that gives it to any checkpoint holds:
 
 1. ``exact``: the path the cache recorded (after ``--map``) is the checkpoint's path. The zoo may be spelled in any way
    there and on the command line (relative to the working directory, through links): it is where it really lies.
@@ -29,8 +29,8 @@ So a renamed task joins by tail when its adapters' names are unique; ``--map OLD
 and told, when the folders above differ, no more than one of its components names an adapter in particular
 (``foo/checkpoint-300``), and it does not cover a path of two or more components in the zoo.
 
-A tail or a name that does not hold the task's folder is refused when the cache calls the delta's task otherwise than the
-zoo does, by its manifest or any folder of the checkpoint's path. Of paths that are equal the task is not asked.
+A tail or a name that does not hold the task's folder is refused when the cache names another task for the delta than the
+zoo does, by its manifest or any folder of the checkpoint's path. Where paths are equal, the task does not matter.
 """
 
 from __future__ import annotations
@@ -57,51 +57,34 @@ Load = Callable[[DeltaEntry], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A joined delta.
-
-    Attributes:
-        entry: The delta.
-        matched_by: ``exact``, ``relative``, ``tail`` or ``name``.
-        note: What a person should know of this join, or empty.
-    """
+    """A joined delta."""
 
     entry: DeltaEntry
-    matched_by: str
-    note: str = ""
+    matched_by: str  # ``exact``, ``relative``, ``tail`` or ``name``
+    note: str = ""  # what a person should know of this join, or empty
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A checkpoint whose delta is not certain.
+    """A checkpoint whose delta is not certain."""
 
-    Attributes:
-        checkpoint: Its relative path.
-        entries: The deltas in question in the order given, at most 16 of them.
-        why: What is wrong when it is not their number, or empty.
-    """
-
-    checkpoint: str
-    entries: list[DeltaEntry]
-    why: str = ""
+    checkpoint: str  # its relative path
+    entries: list[DeltaEntry]  # the deltas in question in the order given, at most 16 of them
+    why: str = ""  # what is wrong, when it is not their number; or empty
 
     def __str__(self) -> str:
-        listed = " or ".join(f"{entry.key} ({entry.path})" for entry in self.entries)
+        listed = " or ".join(map(str, self.entries))
         return f"{self.checkpoint}: {listed}" + (f": {self.why}" if self.why else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinResult:
-    """What was joined with what, and what was not; every checkpoint is in one of the three.
+    """What was joined with what, and what was not; every checkpoint is in one of the three."""
 
-    Attributes:
-        matches: The delta of each joined checkpoint, by relative path.
-        missing: Checkpoints without a delta, in the order given.
-        doubts: Checkpoints with more than one delta, with a delta that others claim too, or one that contradicts
-            itself; in the order given.
-    """
-
-    matches: dict[str, Match] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    matches: dict[str, Match] = field(default_factory=dict)  # the delta of each, by relative path
+    missing: list[str] = field(default_factory=list)  # checkpoints without a delta, in the order given
+    # Checkpoints with more than one delta, with a delta that others claim too, or with one that contradicts itself;
+    # in the order given.
     doubts: list[Doubt] = field(default_factory=list)
 
 
@@ -125,72 +108,65 @@ def join_deltas(
             above the checkpoints is no zoo, and no task is known.
         load: Reads a delta, (hidden,) float32, to compare two of one checkpoint; from its file by default.
     """
-    return _Join(checkpoints, os.fspath(zoo_root), entries, maps, tasks, load or _load).run()
+    paths = [rewrite(split_path(entry.path), maps) for entry in entries]
+    rules = Rules(checkpoints, os.fspath(zoo_root), paths, [entry.name for entry in entries])
+    claims: dict[int, list[Claim]] = defaultdict(list)
+    for claim in rules.claims():
+        for c in claim.owners:
+            claims[c].append(claim)
+    join = _Join(checkpoints, entries, rules, tasks, load or _load)
+    for c in range(len(checkpoints)):
+        join.settle(c, claims[c])
+    return join.result
 
 
+@dataclass(frozen=True, slots=True)
 class _Join:
-    """The claims on each checkpoint, and what follows from them."""
+    """What follows from the claims on each checkpoint."""
 
-    def __init__(
-        self,
-        checkpoints: Sequence[str],
-        root: str,
-        entries: Sequence[DeltaEntry],
-        maps: Sequence[tuple[str, str]],
-        tasks: Mapping[str, str] | None,
-        load: Load,
-    ) -> None:
-        self._checkpoints, self._entries, self._tasks, self._load = checkpoints, entries, tasks, load
-        paths = [rewrite(split_path(entry.path), maps) for entry in entries]
-        self._rules = Rules(checkpoints, root, paths, [entry.name for entry in entries])
+    checkpoints: Sequence[str]
+    entries: Sequence[DeltaEntry]
+    rules: Rules
+    tasks: Mapping[str, str] | None
+    load: Load
+    result: JoinResult = field(default_factory=JoinResult)
 
-    def run(self) -> JoinResult:
-        claims: dict[int, list[Claim]] = defaultdict(list)
-        for claim in self._rules.claims():
-            for c in claim.owners:
-                claims[c].append(claim)
-        result = JoinResult()
-        for c in range(len(self._checkpoints)):
-            self._settle(c, claims[c], result)
-        return result
-
-    def _settle(self, c: int, claims: Sequence[Claim], result: JoinResult) -> None:
-        path, why = self._checkpoints[c], self._why_shared(c, claims)
+    def settle(self, c: int, claims: Sequence[Claim]) -> None:
+        """Put one checkpoint among the matches, the missing or the doubts."""
+        path, why = self.checkpoints[c], self._why_shared(c, claims)
         listed = [(e, claim) for claim in claims for e in islice(claim.entries, _LISTED + 1)]
-        entries = [self._entries[e] for e in sorted(e for e, _ in listed)]
+        entries = [self.entries[e] for e in sorted(e for e, _ in listed)]
         if not claims:
-            result.missing.append(path)
+            self.result.missing.append(path)
         elif why or (len(entries) > 1 and not self._equal(entries)):
-            result.doubts.append(Doubt(path, entries[:_LISTED], why))
+            self.result.doubts.append(Doubt(path, entries[:_LISTED], why))
         else:
             # Of equal ones always the same, in whatever order they are listed.
             e, claim = min(listed, key=lambda one: self._rank(c, *one))
-            self._join(c, self._entries[e], claim, entries, result)
+            self._join(c, self.entries[e], claim, entries)
 
     def _rank(self, c: int, e: int, claim: Claim) -> tuple[bool, bool, str]:
-        entry = self._entries[e]
-        return self._is_of_another_task(c, entry, claim), self._rules.is_lone(c, claim), entry.key
+        entry = self.entries[e]
+        return self._is_of_another_task(c, entry, claim), self.rules.is_lone(c, claim), entry.key
 
-    def _join(
-        self, c: int, entry: DeltaEntry, claim: Claim, entries: Sequence[DeltaEntry], result: JoinResult
-    ) -> None:
-        path, notes = self._checkpoints[c], []
+    def _join(self, c: int, entry: DeltaEntry, claim: Claim, entries: Sequence[DeltaEntry]) -> None:
+        path, notes = self.checkpoints[c], []
         if self._is_of_another_task(c, entry, claim):
             why = f"joined by {self._means(c, claim)}, and the cache calls its task {entry.task!r}"
-            result.doubts.append(Doubt(path, [entry], why))
+            self.result.doubts.append(Doubt(path, [entry], why))
             return
-        if self._rules.is_lone(c, claim):
+        if self.rules.is_lone(c, claim):
             notes.append(f"delta joined by {self._means(c, claim)}: it was recorded as {entry.path}")
         if len(entries) > 1:
-            listed = ", ".join(f"{one.key} ({one.path})" for one in entries)
+            listed = ", ".join(map(str, entries))
             notes.append(f"{len(entries)} equal deltas are recorded for it: {listed}; {entry.key} is taken")
-        result.matches[path] = Match(entry, claim.rule, "; ".join(notes))
+        self.result.matches[path] = Match(entry, claim.rule, "; ".join(notes))
 
     def _why_shared(self, c: int, claims: Sequence[Claim]) -> str:
         for claim in claims:
             if claim.says:
                 return claim.says
-            others = [self._checkpoints[other] for other in islice(claim.owners, 2) if other != c]
+            others = [self.checkpoints[other] for other in islice(claim.owners, 2) if other != c]
             if others:
                 more = "" if len(claim.owners) == 2 else f" or another of {len(claim.owners)} checkpoints"
                 return f"which could as well be {others[0]}'s{more}"
@@ -201,23 +177,23 @@ class _Join:
         if len(entries) > _LISTED:
             return False
         try:
-            first = self._load(entries[0]).tobytes()
-            return all(self._load(entry).tobytes() == first for entry in entries[1:])
+            first = self.load(entries[0]).tobytes()
+            return all(self.load(entry).tobytes() == first for entry in entries[1:])
         except CheckpointError:
             return False  # all of them are listed
 
     def _means(self, c: int, claim: Claim) -> str:
         if claim.rule == "name":
             return "its name alone"
-        shared = "/".join(self._rules.shared(c, claim))
+        shared = "/".join(self.rules.shared(c, claim))
         return "its last folder alone" if claim.height == 1 else f"its last folders alone ({shared})"
 
     def _is_of_another_task(self, c: int, entry: DeltaEntry, claim: Claim) -> bool:
         """Whether a tail or a name that does not hold the task's folder is of a task that is not the checkpoint's."""
-        shared, path = self._rules.shared(c, claim), unwrap(self._rules.relative[c])
-        if self._tasks is None or not (entry.task and shared):
+        shared, path = self.rules.shared(c, claim), unwrap(self.rules.relative[c])
+        if self.tasks is None or not (entry.task and shared):
             return False
-        manifest = self._tasks.get(self._checkpoints[c], "")
+        manifest = self.tasks.get(self.checkpoints[c], "")
         if len(shared) >= len(path) > 1 or not {manifest, entry.task}.isdisjoint(shared[:-1]):
             return False
         own = {*path[:-1], manifest} - {""}

@@ -25,6 +25,8 @@ from llgbm_shards.storage import read_at_most, read_errors
 #: File names of the two forms.
 MANIFEST: Final = "manifest.json"
 NAMED_MANIFEST: Final = "delta_manifest.json"
+#: Where the base activation is, unless the manifest says otherwise.
+BASE_FILE: Final = "base_activation.npy"
 #: Largest manifest read, in bytes: about a million adapters.
 MAX_MANIFEST_BYTES: Final = 512 << 20
 #: A whole number in JSON may be beyond it, and then be no float.
@@ -35,45 +37,27 @@ DIGEST_KEYS: Final = ("source_digest", "adapter_digest", "digest")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaEntry:
-    """One adapter of a delta cache; its array is read by :meth:`load` only.
+    """One adapter of a delta cache; its array is read by :meth:`load` only."""
 
-    Attributes:
-        key: Key in the manifest: an id, or the adapter's name in the second form.
-        name: The adapter's name; empty in the first form, whose ids name nothing.
-        path: The adapter's path as the cache recorded it.
-        file: File of the delta.
-        norm: The norm the manifest gives, if it does.
-        width: The width the manifest gives, if it does.
-        probes_file: File of the probe texts, if the manifest names one.
-        source_digest: Digest of the adapter the delta was measured on, or empty.
-        base_model: Base model of the measurement, or empty.
-        probes: Its probes, or empty.
-        layer: Its layer, or empty.
-        dtype: Its dtype, or empty.
-        task: The task the cache names, or empty.
-    """
+    key: str  # key in the manifest: an id, or the adapter's name in the second form
+    name: str  # the adapter's name; empty in the first form, whose ids name nothing
+    path: str  # the adapter's path as the cache recorded it
+    file: Path  # file of the delta
+    norm: float | None = None  # the norm the manifest gives, if it does
+    width: int | None = None  # the width the manifest gives, if it does
+    probes_file: Path | None = None  # file of the probe texts, if the manifest names one
+    source_digest: str = ""  # digest of the adapter the delta was measured on, or empty
+    base_model: str = ""  # base model of the measurement, or empty
+    probes: str = ""  # its probes, or empty
+    layer: str = ""  # its layer, or empty
+    dtype: str = ""  # its dtype, or empty
+    task: str = ""  # the task the cache names, or empty
 
-    key: str
-    name: str
-    path: str
-    file: Path
-    norm: float | None = None
-    width: int | None = None
-    probes_file: Path | None = None
-    source_digest: str = ""
-    base_model: str = ""
-    probes: str = ""
-    layer: str = ""
-    dtype: str = ""
-    task: str = ""
+    def __str__(self) -> str:
+        return f"{self.key} ({self.path})"
 
     def load(self) -> LoadedDelta:
-        """Read and verify the delta.
-
-        Raises:
-            CheckpointError: The file is absent, no one-dimensional float array, not finite, or has another width or
-                norm than its manifest says.
-        """
+        """Read the delta and verify it against its manifest; raises what :func:`load_delta` does."""
         return load_delta(self.file, width=self.width, norm=self.norm)
 
 
@@ -88,8 +72,8 @@ def find_manifest(directory: Path) -> Path | None:
     Raises:
         UsageError: There are two; which one holds cannot be known.
     """
-    found = [directory / name for name in (MANIFEST, NAMED_MANIFEST) if (directory / name).is_file()]
-    if len(found) > 1:
+    manifests = [directory / name for name in (MANIFEST, NAMED_MANIFEST) if (directory / name).is_file()]
+    if len(manifests) > 1:
         raise UsageError(
             "two manifests in one delta cache",
             where=str(directory),
@@ -97,7 +81,7 @@ def find_manifest(directory: Path) -> Path | None:
             got="both",
             do="Move one of them, with its deltas, to a directory of its own.",
         )
-    return found[0] if found else None
+    return manifests[0] if manifests else None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -120,19 +104,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def parse_entries(manifest: Mapping[str, Any], path: Path) -> tuple[DeltaEntry, ...]:
-    """All entries of a manifest in its order; no delta is read.
-
-    Args:
-        manifest: What :func:`read_manifest` gave.
-        path: Where it lies; its name says which form it is.
+    """All entries of a manifest in its order; no delta is read. The name of its file (``path``) says its form.
 
     Raises:
         UsageError: A field is missing, of another type, or leads out of the cache.
     """
     config = manifest.get("config")
-    common = {**manifest, **(config if isinstance(config, dict) else {})}
+    shared = provenance({**manifest, **(config if isinstance(config, dict) else {})})
     named = path.name == NAMED_MANIFEST
-    shared = provenance(common)
     return tuple(_parse_entry(key, info, path, named, shared) for key, info in manifest["adapters"].items())
 
 
@@ -141,9 +120,9 @@ def _parse_entry(
 ) -> DeltaEntry:
     where = f"{path} adapter {key[:80]!r}"
     norm = _number(info, "delta_norm" if named else "norm", where)
-    name = "delta_file" if named else "file"
-    file = _field(info, name, where) if named or name in info else f"{key}.npy"
-    probes = info.get("probes_file")
+    field = "delta_file" if named else "file"
+    file = _field(info, field, where) if named or field in info else f"{key}.npy"
+    probes = _field(info, "probes_file", where) if info.get("probes_file") not in (None, "") else None
     own = {name: value for name, value in provenance(info).items() if value}
     return DeltaEntry(
         key=key,
@@ -152,13 +131,18 @@ def _parse_entry(
         file=inside(path.parent, file, where=where, proven=norm is not None),
         norm=norm,
         width=_width(info.get("shape"), where),
-        probes_file=None
-        if probes in (None, "")
-        else inside(path.parent, _field(info, "probes_file", where), where=where),
+        probes_file=inside(path.parent, probes, where=where) if probes else None,
         source_digest=first_text(info, DIGEST_KEYS),
         task=first_text(info, ("task",)),
         **{**shared, **own},
     )
+
+
+def base_file(manifest: Mapping[str, Any], directory: Path) -> Path:
+    """The file of the base activation, whether or not it is there."""
+    where, name = str(directory), "base_activation_file"
+    file = _field(manifest, name, where) if manifest.get(name) else BASE_FILE
+    return inside(directory, file, where=where)
 
 
 def inside(directory: Path, file: str, *, where: str, proven: bool = True) -> Path:

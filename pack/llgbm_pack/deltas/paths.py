@@ -49,9 +49,9 @@ class ZooPlace:
         return relative if relative[:1] == (_ROOT,) else self.root + relative
 
     def resolve(self, path: Parts) -> Parts:
-        """A recorded path; where what stands before a checkpoint's relative path is the zoo, its full path.
+        """A recorded path; a full path if what stands before a checkpoint's relative path leads to the zoo.
 
-        Where a link leads its folder to another one of the zoo, that one stands in its place: as a full path, or as a
+        Where its folder is a link to another folder of the zoo, that one stands in its place: as a full path, or as a
         relative one if the path is relative to the zoo. Each beginning and each folder is looked up once.
         """
         for start in range(len(path) + 1):
@@ -60,7 +60,7 @@ class ZooPlace:
         return self._unlinked(path[:-1]) + path[-1:]
 
     def _unlinked(self, folder: Parts) -> Parts:
-        """The folder; where it leads through a link to one inside the zoo, that one."""
+        """The folder, or the folder inside the zoo to which it leads through a link."""
         if self.root == (_ROOT,):
             return folder  # all there is would lie inside
         if folder not in self._linked:
@@ -71,33 +71,31 @@ class ZooPlace:
     def _led(self, folder: Parts) -> Parts | None:
         """Where a link leads the folder, if inside the zoo."""
         path = Path(*folder)
-        try:
-            real = os.path.realpath(path)
-        except ValueError:
-            return None  # as in _same_place
+        real = _real(path)
+        if real is None or real == os.path.normpath(path.absolute()):
+            return None
         parts = split_path(real)
-        linked = real != os.path.normpath(path.absolute())
-        return parts if linked and parts[: len(self.root)] == self.root else None
+        return parts if parts[: len(self.root)] == self.root else None
 
     def _is_zoo(self, prefix: Parts) -> bool:
         if prefix not in self._known:
-            self._known[prefix] = _same_place(Path(*prefix), self._real)
+            self._known[prefix] = _real(Path(*prefix)) == self._real
         return self._known[prefix]
 
 
-def _same_place(path: str | os.PathLike[str], real: str) -> bool:
-    """Whether a path, relative to the working directory if it is relative, leads to a real path."""
+def _real(path: str | os.PathLike[str]) -> str | None:
+    """Where a path leads, from the working directory if it is relative; None for what is no path of this machine."""
     try:
-        return os.path.realpath(path) == real
+        return os.path.realpath(path)
     except ValueError:
-        return False  # a NUL or a lone surrogate: no path of this machine
+        return None  # a NUL or a lone surrogate
 
 
 def other_spellings(place: str, recorded: Iterable[str]) -> list[tuple[str, str]]:
     """(recorded, real) folder of one checkpoint's real path, where a recorded path spells it in another way."""
     real, name = os.path.split(place)
     folders = {folder for folder, last in map(os.path.split, recorded) if last == name}
-    return [(folder, real) for folder in sorted(folders - {"", real}) if _same_place(folder, real)]
+    return [(folder, real) for folder in sorted(folders - {"", real}) if _real(folder) == real]
 
 
 def split_path(path: str) -> Parts:

@@ -24,12 +24,12 @@ def provenance(values: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         Probes that are a list by their count and digest, other lists as JSON, of a path its last component.
     """
-    found = {field: first_text(values, names) for field, names in _NAMES.items()}
+    facts = {field: first_text(values, names) for field, names in _NAMES.items()}
     probes = _first(values, _NAMES["probes"])
     if isinstance(probes, list):
         joined = "\0".join(map(str, probes)).encode(errors="surrogatepass")
-        found["probes"] = f"{len(probes)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
-    return found
+        facts["probes"] = f"{len(probes)} texts, blake3 {blake3(joined).hexdigest()[:16]}"
+    return facts
 
 
 def first_text(values: Mapping[str, Any], names: tuple[str, ...]) -> str:

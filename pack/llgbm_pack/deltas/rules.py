@@ -21,21 +21,13 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """Deltas that one rule gives to the same checkpoints, by index.
+    """Deltas that one rule gives to the same checkpoints, by index."""
 
-    Attributes:
-        rule: ``exact``, ``relative``, ``tail`` or ``name``.
-        entries: The deltas, ascending.
-        owners: The checkpoints; more than one share the deltas, and none can have them.
-        height: Components of the shared tail; 0 of other rules.
-        says: What the path of a delta says against its name, or empty.
-    """
-
-    rule: str
-    entries: Sequence[int]
-    owners: Sequence[int]
-    height: int = 0
-    says: str = ""
+    rule: str  # ``exact``, ``relative``, ``tail`` or ``name``
+    entries: Sequence[int]  # the deltas, ascending
+    owners: Sequence[int]  # the checkpoints; more than one share the deltas, and none can have them
+    height: int = 0  # components of the shared tail; 0 of other rules
+    says: str = ""  # what the path of a delta says against its name, or empty
 
 
 class Rules:
@@ -65,7 +57,7 @@ class Rules:
         self._cache_heights = _heights(self.tails)
 
     def claims(self) -> Iterator[Claim]:
-        """Each delta in the claim of the first rule that gives it to any checkpoint, deltas of none in no claim."""
+        """Each delta in the claim of the first rule that gives it to any checkpoint; no claim holds the others."""
         free = dict.fromkeys(range(len(self._paths)))
         for claim in self._by_each_rule(free):
             for e in claim.entries:
@@ -99,8 +91,8 @@ class Rules:
 
     def _equal(self, rule: str, wanted: Sequence[Parts], free: Iterable[int]) -> list[Claim]:
         owner = {parts: c for c, parts in enumerate(wanted)}
-        found = [(e, owner[self._paths[e]]) for e in free if self._paths[e] in owner]
-        return [Claim(rule=rule, entries=[e], owners=[c]) for e, c in found]
+        owned = [e for e in free if self._paths[e] in owner]
+        return [Claim(rule=rule, entries=[e], owners=[owner[self._paths[e]]]) for e in owned]
 
     def _by_tail(self, height: int, free: Iterable[int]) -> Iterator[Claim]:
         deep = [e for e in free if len(self.tails[e]) >= height]

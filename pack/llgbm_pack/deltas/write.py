@@ -7,48 +7,62 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llgbm_pack.deltas.manifest import DIGEST_KEYS, parse_entries
+from llgbm_pack.deltas.manifest import DIGEST_KEYS, NAMED_MANIFEST, parse_entries
+from llgbm_shards.arguments import is_text
 from llgbm_shards.errors import UsageError
 from llgbm_shards.npy import encode_npy, vector_norm
 from llgbm_shards.storage import storage_errors, write_file
 
 _LOCK_FILE: Final = ".lock"
-#: What files are to hold; None: they are to go.
-Files = Mapping[Path, NDArray[np.float32] | None]
 
 
-def replace(path: Path, manifest: Mapping[str, Any], files: Files) -> None:
-    """Put a manifest in place of the one before, with the files it is about.
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A manifest that is being changed, with the files it is about."""
 
-    Arrays are written before the manifest names their files, and files go when it no longer names them: a crash
-    between leaves files nobody names, not names without files.
+    path: Path
+    manifest: dict[str, Any]
+    # What each file is to hold; None: it is to go.
+    files: dict[Path, NDArray[np.float32] | None] = field(default_factory=dict)
 
-    Raises:
-        UsageError: The manifest could not be read again; nothing was written.
-        StorageError: It cannot be written.
-    """
-    text = _encode(manifest, path)
-    named = {entry.file for entry in parse_entries(manifest, path)}
-    for file, array in files.items():
-        if array is not None:
-            write_file(file, encode_npy(array))
-    write_file(path, text)
-    for file, array in files.items():
-        if array is None and file not in named:
-            with storage_errors(file):
-                file.unlink(missing_ok=True)
+    @property
+    def named(self) -> bool:
+        """Whether it is of the second form."""
+        return self.path.name == NAMED_MANIFEST
+
+    def write(self) -> None:
+        """Put it in place of the manifest before.
+
+        Arrays are written before the manifest names their files, and files go when it no longer names them: a crash
+        between leaves files nobody names, not names without files.
+
+        Raises:
+            UsageError: The manifest could not be read again; nothing was written.
+            StorageError: It cannot be written.
+        """
+        text = _encode(self.manifest, self.path)
+        named = {entry.file for entry in parse_entries(self.manifest, self.path)}
+        for file, array in self.files.items():
+            if array is not None:
+                write_file(file, encode_npy(array))
+        write_file(self.path, text)
+        for file, array in self.files.items():
+            if array is None and file not in named:
+                with storage_errors(file):
+                    file.unlink(missing_ok=True)
 
 
 def entry_info(
     path: str, array: NDArray[np.float32], *, named: bool, old: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """An entry less the name of its file: what the old one said, unless it was of the delta, and what is new."""
+    """An entry without the name of its file: the old fields, except those of the old delta itself, and the new ones."""
     kept = {name: value for name, value in old.items() if name not in ("file", "shape", *DIGEST_KEYS)}
     norm = vector_norm(array)
     if named:
@@ -67,30 +81,20 @@ def _encode(manifest: Mapping[str, Any], path: Path) -> bytes:
 
 
 def unicode_path(path: str) -> str:
-    """The path.
-
-    Raises:
-        UsageError: It has bytes that are no UTF-8, or half a surrogate pair.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
+    """The path; a UsageError for one with bytes that are no UTF-8, or with half a surrogate pair."""
+    if not is_text(path):
         raise UsageError(
             "a path that JSON cannot hold",
             where=ascii(path),
             expected="Unicode text",
             got="a lone surrogate",
             do="Rename the checkpoint.",
-        ) from error
+        )
     return path
 
 
 def finite_vector(values: NDArray[Any], where: str, dimensions: int = 1) -> NDArray[np.float32]:
-    """Finite floats as float32, C-ordered.
-
-    Raises:
-        UsageError: They are not.
-    """
+    """Finite floats as float32, C-ordered; a UsageError for others."""
     array = np.asarray(values)
     if not 1 <= array.ndim <= dimensions or array.size == 0 or array.dtype.kind != "f":
         got = f"{array.dtype} of shape {array.shape}"

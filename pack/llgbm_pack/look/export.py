@@ -23,7 +23,8 @@ from llgbm_pack.tokenize.decode import decode_body
 from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.out_directory import refuse_in_set
-from llgbm_shards.shardset import Sample, ShardSet
+from llgbm_shards.sample import Sample
+from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import fsync_directory, storage_errors
 
 

@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any, Final
 
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.shardset import Sample, ShardSet
+from llgbm_shards.sample import Sample
+from llgbm_shards.shardset import ShardSet
 
 _SHOWN_KEYS: Final = 5
 

@@ -17,8 +17,9 @@ import xxhash
 
 from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.extents import MemberExtent
 from llgbm_shards.members import SUFFIX, pieces_header
-from llgbm_shards.shardset import MemberExtent, ShardSet
+from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import read_into, storage_errors
 
 #: Bytes of float64 sums held at a time, over all groups.

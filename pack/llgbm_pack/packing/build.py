@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,13 +13,12 @@ from llgbm_pack.packing.commit import commit_set
 from llgbm_pack.packing.lock import builder_lock, refuse_locked
 from llgbm_pack.packing.overwrite import clear, replacement_directory, swap_in
 from llgbm_pack.packing.pool import run_jobs
-from llgbm_pack.packing.report import PackReport
+from llgbm_pack.packing.report import PackReport, Run, all_skipped, report_of
 from llgbm_pack.packing.unfinished import ShardRecord, begin, finished_record, load_record
 from llgbm_pack.plan.options import PackOptions
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.same_reason import grouped
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import ShardJob
+from llgbm_pack.plan.values import Skip
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import PlanError, UsageError
 from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, RECORD_NAME
@@ -48,16 +45,6 @@ class _Silent:
     def advanced(self, samples: int, source_bytes: int) -> None: ...
 
 
-@dataclass(slots=True)
-class _Run:
-    """What this run did: samples found done, samples and source bytes packed, and the time that took."""
-
-    resumed: int = 0
-    samples: int = 0
-    source_bytes: int = 0
-    seconds: float = 0.0
-
-
 def build(options: PackOptions, *, progress: Progress | None = None) -> PackReport:
     """Pack a zoo into a shard set.
 
@@ -78,20 +65,20 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
     out = _place(options)
     plan = make_plan(options, out)
     if options.strict and (plan.skipped or plan.notes):  # Known before hours of packing.
-        return _report(plan, [], plan.skipped, "", _Run(), time.monotonic() - start)
+        return report_of(plan, [], "", Run(), time.monotonic() - start)
     with storage_errors(out):
         make_directory(out)
     with builder_lock(out / PACK_DIRECTORY):
         _make_ready(options, out)
         run = _pack(plan, progress)
         records = [load_record(out, job) for job in plan.jobs]
-        skipped = sorted(_all_skipped(plan, records), key=lambda skip: skip.checkpoint)
+        skipped = all_skipped(plan, records)
         digest = ""
         if not (options.strict and (skipped or plan.notes or any(record.notes for record in records))):
             _refuse_empty(options, records, skipped)
             digest = commit_set(plan, records, skipped).digest
             _finish(options, out)
-    return _report(plan, records, skipped, digest, run, time.monotonic() - start)
+    return report_of(plan, records, digest, run, time.monotonic() - start)
 
 
 def plan_build(options: PackOptions) -> Plan:
@@ -139,9 +126,8 @@ def _refuse_finished(out: Path) -> None:
 
 
 def _finished(out: Path) -> UsageError:
-    return UsageError(
-        "this set is finished", where=str(out), do="Choose another OUT, or replace it with --overwrite."
-    )
+    do = "Choose another OUT, or replace it with --overwrite."
+    return UsageError("this set is finished", where=str(out), do=do)
 
 
 def _finish(options: PackOptions, out: Path) -> None:
@@ -153,41 +139,28 @@ def _finish(options: PackOptions, out: Path) -> None:
         fsync_directory(options.out)
 
 
-def _pack(plan: Plan, progress: Progress) -> _Run:
+def _pack(plan: Plan, progress: Progress) -> Run:
     """Pack the shards that are not finished yet."""
     out = plan.context.out
     tokenizer = begin(plan)
     pending = [job for job in plan.jobs if finished_record(out, job) is None]
-    run = _Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
+    run = Run(resumed=plan.samples - sum(len(job.samples) for job in pending))
     progress.planned(plan, run.resumed)
     start = time.monotonic()
 
     def advanced(samples: int, source_bytes: int) -> None:
-        run.samples, run.source_bytes = samples, source_bytes
+        run.source_bytes = source_bytes
         progress.advanced(samples, source_bytes)
 
-    with _no_leftovers(out):
-        run_jobs(
-            plan.context,
-            pending,
-            workers=plan.options.worker_count,
-            on_progress=advanced,
-            tokenizer=tokenizer,
-        )
-    run.seconds = time.monotonic() - start
-    return run
-
-
-@contextlib.contextmanager
-def _no_leftovers(out: Path) -> Iterator[None]:
-    """Whatever ends the packing, unfinished files do not stay."""
     try:
-        yield
+        run_jobs(plan.context, pending, plan.options.worker_count, advanced, tokenizer)
     finally:
-        # The output itself may be gone: that is another error.
+        # Whatever ends the packing, unfinished files do not stay. The output itself may be gone: that is another error.
         with storage_errors(out), contextlib.suppress(FileNotFoundError):
             remove_temporary(out)
             remove_temporary(out / PACK_DIRECTORY)
+    run.seconds = time.monotonic() - start
+    return run
 
 
 def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
@@ -198,61 +171,3 @@ def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped:
             where=str(options.zoo),
             got="\n  " + "\n  ".join(rows),
         )
-
-
-def _all_skipped(plan: Plan, records: Sequence[ShardRecord]) -> Iterator[Skip]:
-    yield from plan.skipped
-    for record in records:
-        yield from record.skipped
-
-
-def _report(
-    plan: Plan,
-    records: Sequence[ShardRecord],
-    skipped: Sequence[Skip],
-    digest: str,
-    run: _Run,
-    seconds: float,
-) -> PackReport:
-    matched_by: Counter[str] = Counter()
-    for record in records:
-        matched_by.update(record.matched_by)
-    splits: Counter[str] = Counter()
-    for job, record in zip(
-        plan.jobs, records, strict=False
-    ):  # --strict may have ended it before the first record
-        splits[job.split] += len(record.rows)
-    return PackReport(
-        out=str(plan.options.out),
-        committed=bool(digest),
-        digest=digest,
-        found=plan.found,
-        excluded=plan.excluded,
-        ignored=plan.ignored,
-        packed=splits.total(),
-        splits=dict(splits),
-        resumed=run.resumed,
-        skipped=tuple(skipped),
-        notes=(*plan.notes, *(note for record in records for note in record.notes)),
-        shards=sum(bool(record.rows) for record in records),
-        set_bytes=sum(record.size for record in records),
-        source_bytes=run.source_bytes,
-        num_tokens=plan.context.layout.num_tokens,
-        matched_by=dict(sorted(matched_by.items())),
-        text_sources=plan.text_sources,
-        fallbacks=sum(record.fallbacks for record in records),
-        duplicates=_duplicates(plan.jobs, records),
-        seconds=seconds,
-        packing_seconds=run.seconds,
-    )
-
-
-def _duplicates(jobs: Sequence[ShardJob], records: Sequence[ShardRecord]) -> tuple[tuple[str, ...], ...]:
-    """Groups of checkpoints whose weights files have one digest."""
-    weights = {str(sample.weights): sample.path for job in jobs for sample in job.samples}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        for source in record.inputs:
-            if source.path in weights and source.digest:
-                groups[source.digest].append(weights[source.path])
-    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))

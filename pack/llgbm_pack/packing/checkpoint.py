@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from llgbm_pack.packing.threads import one_thread
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.adapter import Adapter, parse_adapter
 from llgbm_pack.sources.adapter_config import read_config
-from llgbm_pack.sources.texts import CheckpointTexts, Text, read_texts
+from llgbm_pack.sources.texts import CheckpointTexts, read_texts
 from llgbm_pack.sources.weights_file import Source, SourceReader
 from llgbm_pack.tokenize.casts import Casts
 from llgbm_pack.tokenize.conditions import ConditionEncoder
@@ -29,8 +29,8 @@ from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import BIT_DTYPE, SAFETENSORS_DTYPE
 from llgbm_shards.members import EncodedMember
 from llgbm_shards.names import TOKENIZER_DIRECTORY
+from llgbm_shards.sample import MAX_JSON_BYTES
 from llgbm_shards.shard_writer import PackedSample
-from llgbm_shards.shardset import MAX_JSON_BYTES
 from llgbm_shards.storage import opened_file, read_errors, read_range
 from llgbm_shards.tensors import TensorSpec
 
@@ -44,20 +44,16 @@ class Packed:
     """One packed checkpoint: what to write, what it was made of, and what is worth telling."""
 
     sample: PackedSample
-    inputs: list[InputFile]
-    notes: list[Note] = field(default_factory=list)
-    fallbacks: int = 0
+    inputs: list[InputFile]  # the weights first
+    notes: list[Note]
+    fallbacks: int  # texts whose prompt stood in for a missing answer
 
 
 class Packer:
     """Packs checkpoints one after another; holds the buffers they share.
 
     Each result uses these buffers, so it must be written before the next checkpoint is packed. Peak memory is
-    one source file and its pieces.
-
-    Args:
-        context: What all jobs of the build share.
-        tokenizer: The set's text tokenizer, where this process has it; else it is loaded from the set.
+    one source file and its pieces. A text tokenizer that this process does not have is loaded from the set.
     """
 
     def __init__(self, context: PackContext, tokenizer: Any = None) -> None:
@@ -78,11 +74,7 @@ class Packer:
 
     @one_thread()
     def pack(self, planned: PlannedSample) -> Packed:
-        """Pack one checkpoint.
-
-        Raises:
-            CheckpointError: It cannot be packed; says why.
-        """
+        """Pack one checkpoint; a CheckpointError says why it cannot be."""
         source = self._reader.read(planned.weights)
         config = None if planned.config is None else read_config(planned.config)
         config_name = planned.config.name if planned.config else ""
@@ -91,24 +83,28 @@ class Packer:
         )
         self._encode_weights(adapter, source)
         texts = self._read_texts(planned)
-        packed = Packed(PackedSample(planned.key, [], {}), self._inputs(planned, source, texts))
-        if planned.delta and planned.delta.source_digest not in ("", source.digest):
-            what = "stale delta: it was measured on other weights (its source_digest differs)"
-            packed.notes.append(Note(checkpoint=planned.path, what=what))
-        packed.notes += [Note(checkpoint=planned.path, what=what) for what in self._vanished()]
+        inputs = self._inputs(planned, source, texts)
+        notes = self._weight_notes(planned, source)
         members = self._weight_members()
-        kept = texts.texts
+        kept, fallbacks = texts.texts, 0
         if self._conditions is not None:
-            member, kept = self._encode_texts(texts.texts, planned, packed)
-            members.append(member)
+            encoded = self._conditions.encode(texts.texts, where=planned.path)
+            notes += [f"text {drop.index} dropped: {drop.reason}" for drop in encoded.dropped]
+            kept, fallbacks = tuple(texts.texts[index] for index in encoded.kept), encoded.fallbacks
+            forms = {form: (ragged.ids, ragged.offsets) for form, ragged in encoded.forms.items()}
+            members.append(codec.encode_texts(forms))
         delta = self._read_delta(planned)
         if self.context.delta_width:
             members.append(codec.encode_delta(delta))
         members.append(codec.encode_source(source.head, b"" if config is None else config))
         info = describe(planned, adapter, source, kept, texts.source, delta, self.context.layout)
         members.append(_readable(codec.encode_json(info, members)))
-        packed.sample = PackedSample(planned.key, members, columns(info))
-        return packed
+        return Packed(
+            sample=PackedSample(planned.key, members, columns(info)),
+            inputs=inputs,
+            notes=[Note(checkpoint=planned.path, what=what) for what in notes],
+            fallbacks=fallbacks,
+        )
 
     def _encode_weights(self, adapter: Adapter, source: Source) -> None:
         layout = self.context.layout
@@ -126,10 +122,13 @@ class Packer:
             )
         self._encoder.encode(pairs, self._pieces, self._scales)
 
-    def _vanished(self) -> list[str]:
-        """What to tell of pieces whose values are all too small for the set's dtype; values in a larger piece are not told."""
-        return [
-            f"{key}: {lost} pieces of tiny weights became zeros in {self.context.layout.dtype}"
+    def _weight_notes(self, planned: PlannedSample, source: Source) -> list[str]:
+        """A stale delta; pieces whose values are all too small for the set's dtype (values in a larger piece are not told)."""
+        stale = planned.delta and planned.delta.source_digest not in ("", source.digest)
+        notes = ["stale delta: it was measured on other weights (its source_digest differs)"] if stale else []
+        dtype = self.context.layout.dtype
+        return notes + [
+            f"{key}: {lost} pieces of tiny weights became zeros in {dtype}"
             for key, lost in self._casts.vanished.items()
         ]
 
@@ -150,21 +149,6 @@ class Packer:
             max_texts=context.max_texts,
             seed=context.seed,
         )
-
-    def _encode_texts(
-        self, texts: tuple[Text, ...], planned: PlannedSample, packed: Packed
-    ) -> tuple[EncodedMember, tuple[Text, ...]]:
-        encoder = self._conditions
-        if encoder is None:  # pragma: no cover - the caller has looked
-            raise CheckpointError("no text tokenizer", where=planned.path)
-        encoded = encoder.encode(texts, where=planned.path)
-        for drop in encoded.dropped:
-            packed.notes.append(
-                Note(checkpoint=planned.path, what=f"text {drop.index} dropped: {drop.reason}")
-            )
-        packed.fallbacks = encoded.fallbacks
-        forms = {form: (ragged.ids, ragged.offsets) for form, ragged in encoded.forms.items()}
-        return codec.encode_texts(forms), tuple(texts[index] for index in encoded.kept)
 
     def _read_delta(self, planned: PlannedSample) -> NDArray[np.float32]:
         """The joined delta; zeros where the policy asked for them, and then has_delta says so."""

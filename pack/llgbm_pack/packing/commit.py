@@ -9,7 +9,7 @@ from typing import Final
 
 from llgbm_pack.packing.unfinished import ShardRecord
 from llgbm_pack.plan.plan import Plan
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.index import encode_index, index_columns
 from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
@@ -53,13 +53,7 @@ Check it with `llgbm-check path/to/this/directory`. The format is described in F
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:
     """Write what makes a directory of shards a set; the last write of all finishes it.
 
-    Args:
-        plan: The plan the shards were packed for.
-        records: One record per job, in the plan's order.
-        skipped: Every checkpoint not packed.
-
-    Raises:
-        StorageError: Something cannot be written; the set stays unfinished and can be resumed.
+    Records are those of the plan's jobs, in its order. What cannot be written leaves a set that can be resumed.
     """
     context = plan.context
     bare = CommitRecord(
@@ -88,6 +82,11 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
 
 def _put(out: Path, name: str, data: bytes) -> FileEntry:
     write_file(out / name, data)
+    return file_entry(name, data)
+
+
+def file_entry(name: str, data: bytes) -> FileEntry:
+    """The record's entry of a file with these bytes."""
     return FileEntry(name=name, size=len(data), digest=blake3_hex(data))
 
 
@@ -98,13 +97,8 @@ def skipped_json(skipped: Sequence[Skip]) -> bytes:
 
 def tokenizer_files(out: Path) -> list[FileEntry]:
     """The entries of the text tokenizer's files that are there."""
-    entries = []
-    for path in sorted((out / TOKENIZER_DIRECTORY).rglob("*")):
-        if path.is_file():
-            data = read_file(path)
-            name = path.relative_to(out).as_posix()
-            entries.append(FileEntry(name=name, size=len(data), digest=blake3_hex(data)))
-    return entries
+    paths = sorted(path for path in (out / TOKENIZER_DIRECTORY).rglob("*") if path.is_file())
+    return [file_entry(path.relative_to(out).as_posix(), read_file(path)) for path in paths]
 
 
 def _shard_entry(record: ShardRecord) -> ShardEntry:

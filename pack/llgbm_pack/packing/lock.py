@@ -92,12 +92,7 @@ def remove_lock(directory: Path) -> None:
 
 
 def _open_own(path: Path, flags: int) -> int:
-    """Open a regular file that has no other name; links are not followed, FIFOs not waited for.
-
-    Raises:
-        StorageError: Something else stands there.
-        OSError: As ``os.open`` does.
-    """
+    """Open a regular file that has no other name; links are not followed, FIFOs not waited for."""
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -108,8 +103,7 @@ def _open_own(path: Path, flags: int) -> int:
     if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
         return fd
     os.close(fd)
-    got = "a file with other names" if stat.S_ISREG(status.st_mode) else "something else"
-    raise _not_own(path, got)
+    raise _not_own(path, "a file with other names" if stat.S_ISREG(status.st_mode) else "something else")
 
 
 def _not_own(path: Path, got: str) -> StorageError:
@@ -145,15 +139,11 @@ def _is_current(fd: int, path: Path) -> bool:
 
 def _acquire(fd: int, directory: Path) -> None:
     deadline = time.monotonic() + _NAMELESS_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            # A nameless holder only looks whether it is locked, or has not got to writing its name.
-            if _holder(fd) or time.monotonic() > deadline:
-                raise _locked(directory, _holder(fd)) from error
-            time.sleep(0.02)
+    while not _try_flock(fd):
+        # A nameless holder only looks whether it is locked, or has not got to writing its name.
+        if _holder(fd) or time.monotonic() > deadline:
+            raise _locked(directory, _holder(fd))
+        time.sleep(0.02)
     if not _is_current(fd, directory / LOCK_NAME):
         raise _locked(directory, {})  # The holder finished and removed it while we were opening.
     holder = _holder(fd)
@@ -186,21 +176,22 @@ def _locked(directory: Path, holder: dict[str, Any]) -> LockedError:
 
 def _wait_for_workers(directory: Path) -> None:
     """Workers of a killed builder notice its death and end; until then they may still write."""
-    with storage_errors(directory / WORKERS_NAME):
-        _flock_alone(directory)
-
-
-def _flock_alone(directory: Path) -> None:
-    fd = _open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + _WORKERS_TIMEOUT_S
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
+    with storage_errors(directory / WORKERS_NAME):
+        fd = _open_own(directory / WORKERS_NAME, os.O_RDWR | os.O_CREAT)
+        try:
+            while not _try_flock(fd):
                 if time.monotonic() > deadline:
-                    raise _locked(directory, {}) from None
+                    raise _locked(directory, {})
                 time.sleep(0.05)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
+
+
+def _try_flock(fd: int) -> bool:
+    """Take the lock of an open file for this process alone; False when another has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -23,38 +23,26 @@ from llgbm_pack.plan.values import PackContext, ShardJob
 from llgbm_shards.errors import StorageError
 
 _POLL_S: Final = 0.2
-#: Called with (checkpoints done, source bytes done) so far in this run.
+#: Called now and then, from the builder's thread, with (checkpoints done, source bytes done) so far in this run.
 OnProgress = Callable[[int, int], None]
 
 
 def run_jobs(
-    context: PackContext,
-    jobs: Sequence[ShardJob],
-    *,
-    workers: int,
-    on_progress: OnProgress,
-    tokenizer: Any,
+    context: PackContext, jobs: Sequence[ShardJob], workers: int, on_progress: OnProgress, tokenizer: Any
 ) -> None:
-    """Pack all jobs; returns when every one of them has its record.
+    """Pack all jobs; returns when every one of them has its record. One worker, or one job: in this process.
 
-    Args:
-        context: What the jobs share.
-        jobs: Shards still to pack.
-        workers: Processes; with 1 (or one job) the work is done in this process.
-        on_progress: Called from this thread now and then.
-        tokenizer: The set's text tokenizer for work in this process, None without one; others load it themselves.
+    The tokenizer is the set's, for work in this process, or None without one; worker processes load it themselves.
 
     Raises:
         LlgbmError: What a worker raised; the others are ended, and their unfinished shards are left to a resume.
         StorageError: A worker died.
     """
-    if not jobs:
-        return
     workers = min(workers, len(jobs))
-    if workers == 1:
-        _run_here(context, jobs, on_progress, tokenizer)
-    else:
+    if workers > 1:
         _run_in_pool(context, jobs, workers, on_progress)
+    elif jobs:
+        _run_here(context, jobs, on_progress, tokenizer)
 
 
 def _run_here(
@@ -79,9 +67,7 @@ def _run_in_pool(
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([pool_worker.__name__])
     _start_forkserver()
-    counts = pool_worker.Counts(
-        processes.RawArray(ctypes.c_int64, len(jobs)), processes.RawArray(ctypes.c_int64, len(jobs))
-    )
+    counts = pool_worker.Counts(*(processes.RawArray(ctypes.c_int64, len(jobs)) for _ in range(2)))
     # Text tokenizers take every core for each process unless told otherwise.
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     pool = ProcessPoolExecutor(workers, processes, pool_worker.start, (context, counts, threads))

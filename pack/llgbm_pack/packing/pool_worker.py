@@ -19,15 +19,10 @@ from llgbm_shards.names import PACK_DIRECTORY
 
 @dataclass(slots=True)
 class Counts:
-    """Checkpoints and source bytes done, by job: one writer a place, so no lock that a killed worker could keep.
+    """What is done, by job: one writer a place, so no lock that a killed worker could keep."""
 
-    Attributes:
-        samples: int64 a job.
-        source_bytes: int64 a job.
-    """
-
-    samples: Array[c_int64]
-    source_bytes: Array[c_int64]
+    samples: Array[c_int64]  # checkpoints, (jobs,)
+    source_bytes: Array[c_int64]  # (jobs,)
 
 
 @dataclass(slots=True)
@@ -57,10 +52,7 @@ _worker: _Worker | None = None
 def start(context: PackContext, counts: Counts, threads: int) -> None:
     """Initializer of the process; what can fail waits for the first job, to be an error of that job.
 
-    Args:
-        context: What the jobs share.
-        counts: Where to count.
-        threads: Threads for tokenizing texts; what the user has set in the environment goes before.
+    Texts are tokenized by so many threads, unless the user has set another number in the environment.
     """
     global _worker  # noqa: PLW0603 - one a process is what an initializer is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The builder ends it.

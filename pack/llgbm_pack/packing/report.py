@@ -1,12 +1,15 @@
-"""PackReport: what a build did, as a value; rendering is in ``render.py``."""
+"""PackReport: what a build did, as a value, told from its plan and its records; rendering is in ``cli/render.py``."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import Note
+from llgbm_pack.packing.unfinished import ShardRecord
+from llgbm_pack.plan.plan import Plan
+from llgbm_pack.plan.values import Note, ShardJob, Skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,3 +70,63 @@ class PackReport:
     def to_json(self) -> dict[str, Any]:
         """The report as ``--format json`` prints it."""
         return asdict(self)
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run did, of the build that it began or went on with."""
+
+    resumed: int = 0  # samples of shards that an earlier run had finished
+    source_bytes: int = 0  # bytes of weights read
+    seconds: float = 0.0  # of packing
+
+
+def report_of(
+    plan: Plan, records: Sequence[ShardRecord], digest: str, run: Run, seconds: float
+) -> PackReport:
+    """The report of a build; without records of one that --strict ended before the first shard."""
+    matched_by: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
+    for record in records:
+        matched_by.update(record.matched_by)
+        splits[record.split] += len(record.rows)
+    return PackReport(
+        out=str(plan.options.out),
+        committed=bool(digest),
+        digest=digest,
+        found=plan.found,
+        excluded=plan.excluded,
+        ignored=plan.ignored,
+        packed=splits.total(),
+        splits=dict(splits),
+        resumed=run.resumed,
+        skipped=tuple(all_skipped(plan, records)),
+        notes=(*plan.notes, *(note for record in records for note in record.notes)),
+        shards=sum(bool(record.rows) for record in records),
+        set_bytes=sum(record.size for record in records),
+        source_bytes=run.source_bytes,
+        num_tokens=plan.context.layout.num_tokens,
+        matched_by=dict(sorted(matched_by.items())),
+        text_sources=plan.text_sources,
+        fallbacks=sum(record.fallbacks for record in records),
+        duplicates=_duplicates(plan.jobs, records),
+        seconds=seconds,
+        packing_seconds=run.seconds,
+    )
+
+
+def all_skipped(plan: Plan, records: Sequence[ShardRecord]) -> list[Skip]:
+    """What the plan left out and what turned out not to be packable, in path order."""
+    late = [skip for record in records for skip in record.skipped]
+    return sorted([*plan.skipped, *late], key=lambda skip: skip.checkpoint)
+
+
+def _duplicates(jobs: Sequence[ShardJob], records: Sequence[ShardRecord]) -> tuple[tuple[str, ...], ...]:
+    """Groups of checkpoints whose weights files have one digest."""
+    weights = {str(sample.weights): sample.path for job in jobs for sample in job.samples}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for source in record.inputs:
+            if source.path in weights and source.digest:
+                groups[source.digest].append(weights[source.path])
+    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))

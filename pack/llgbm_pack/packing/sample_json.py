@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from llgbm_pack.sources.texts import Text
 from llgbm_pack.sources.weights_file import Source
 from llgbm_shards.layout import Layout
 from llgbm_shards.npy import vector_norm
+
+#: What a sample's json says of its delta as the delta's manifest does.
+_OF_DELTA: Final = ("base_model", "probes", "layer", "dtype")
 
 
 def describe(
@@ -41,10 +44,7 @@ def describe(
             "file": joined.file.name if joined else "",
             "norm": vector_norm(delta) if joined else 0.0,
             "matched_by": _recorded_match(planned),
-            "base_model": joined.base_model if joined else "",
-            "probes": joined.probes if joined else "",
-            "layer": joined.layer if joined else "",
-            "dtype": joined.dtype if joined else "",
+            **{name: getattr(joined, name) if joined else "" for name in _OF_DELTA},
         },
         "texts": [{"prompt": text.prompt, "answer": text.answer} for text in texts],
     }

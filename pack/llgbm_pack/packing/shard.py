@@ -8,8 +8,7 @@ from typing import Any
 
 from llgbm_pack.packing.checkpoint import Packer
 from llgbm_pack.packing.unfinished import ShardRecord, record_path
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob
+from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob, Skip
 from llgbm_shards.errors import CheckpointError
 from llgbm_shards.members import fixed_sizes
 from llgbm_shards.shard_writer import PackedSample, write_shard
@@ -28,11 +27,7 @@ class ShardPacker:
         self._on_sample = on_sample
 
     def pack(self, job: ShardJob) -> None:
-        """Write the shard and then its record.
-
-        Raises:
-            StorageError: The output cannot be written; nothing partial is left.
-        """
+        """Write the shard and then its record; nothing partial is left of what cannot be written."""
         out = self._context.out
         # Should this shard be packed again because an input changed, its old record must not outlive its bytes.
         with storage_errors(out / job.name):

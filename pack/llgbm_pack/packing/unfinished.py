@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llgbm_pack.plan.plan import Plan
-from llgbm_pack.plan.survey import Skip
-from llgbm_pack.plan.values import InputFile, Note, ShardJob, from_row
+from llgbm_pack.plan.values import InputFile, Note, ShardJob, Skip, from_row
 from llgbm_pack.tokenize.conditions import save_loaded
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import HeaderError, PlanError, StorageError
@@ -24,14 +23,10 @@ _FEW: Final = 3
 
 
 def begin(plan: Plan) -> Any:
-    """Write the plan and the tokenizer; the caller holds the lock.
-
-    Returns:
-        The text tokenizer as its written files give it, loaded; None without one.
+    """Write the plan and the tokenizer; the caller holds the lock. Returns that tokenizer, loaded from its files, or None.
 
     Raises:
         PlanError: An unfinished build of another plan is here; says what differs.
-        StorageError: Something cannot be written.
     """
     out = plan.context.out
     with storage_errors(out):
@@ -44,10 +39,8 @@ def begin(plan: Plan) -> Any:
     resumed = path.exists()
     if resumed:
         _refuse_other(_read(path), now, out)
-    else:
-        shutil.rmtree(
-            out / TOKENIZER_DIRECTORY, ignore_errors=True
-        )  # of a build that died before it had a plan
+    else:  # It may be of a build that died before it had a plan.
+        shutil.rmtree(out / TOKENIZER_DIRECTORY, ignore_errors=True)
     _place(tokenizer, out / TOKENIZER_DIRECTORY)
     if not resumed:
         write_file(path, dump_json(now))
@@ -109,17 +102,17 @@ def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not _tells(began):
         return [f"a {PLAN_NAME} that cannot be read"]
     was = began["options"]
-    found = [
+    differences = [
         f"{name.replace('_', ' ')} {value!r:.200} (was {was.get(name)!r:.200})"
         for name, value in now["options"].items()
         if value != was.get(name)
     ]
     before = {path for paths in began["shards"].values() for path in paths}
     after = {path for paths in now["shards"].values() for path in paths}
-    found += [_few(after - before, "more to pack")] if after - before else []
-    found += [_few(before - after, "no longer to pack")] if before - after else []
-    found += ["another text tokenizer"] if began["tokenizer"] != now["tokenizer"] else []
-    return found or ["other shards"]
+    differences += [_few(after - before, "more to pack")] if after - before else []
+    differences += [_few(before - after, "no longer to pack")] if before - after else []
+    differences += ["another text tokenizer"] if began["tokenizer"] != now["tokenizer"] else []
+    return differences or ["other shards"]
 
 
 def _tells(began: Mapping[str, Any]) -> bool:
@@ -133,47 +126,28 @@ def _tells(began: Mapping[str, Any]) -> bool:
 
 
 def _few(paths: set[str], what: str) -> str:
-    shown: Sequence[str] = sorted(paths)[:_FEW]
     rest = ", ..." if len(paths) > _FEW else ""
-    return f"{len(paths)} checkpoints {what} ({', '.join(shown):.600}{rest})"
+    return f"{len(paths)} checkpoints {what} ({', '.join(sorted(paths)[:_FEW]):.600}{rest})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
-    """What one finished shard holds and what it was made of.
+    """What one finished shard holds and what it was made of."""
 
-    Attributes:
-        name: Its file name.
-        split: ``train`` or ``val``.
-        plan: Digest of the job it was packed for.
-        size: Bytes; 0 when every sample was skipped and no file was written.
-        digest: Its shard digest, "" without a file.
-        rows: Index rows of its samples, digests as hex.
-        skipped: Checkpoints that turned out not to be packable.
-        notes: Warnings.
-        inputs: Files it was made of, as they were.
-        matched_by: Samples by how their delta was found.
-        fallbacks: Texts whose prompt stood in for a missing answer.
-    """
-
-    name: str
-    split: str
-    plan: str
-    size: int
-    digest: str
-    rows: tuple[dict[str, Any], ...]
-    skipped: tuple[Skip, ...]
-    notes: tuple[Note, ...]
-    inputs: tuple[InputFile, ...]
-    matched_by: dict[str, int]
-    fallbacks: int
+    name: str  # of its file
+    split: str  # ``train`` or ``val``
+    plan: str  # digest of the job it was packed for
+    size: int  # bytes; 0 when every sample was skipped and no file was written
+    digest: str  # its shard digest, "" without a file
+    rows: tuple[dict[str, Any], ...]  # index rows of its samples, digests as hex
+    skipped: tuple[Skip, ...]  # checkpoints that turned out not to be packable
+    notes: tuple[Note, ...]  # warnings
+    inputs: tuple[InputFile, ...]  # files it was made of, as they were
+    matched_by: dict[str, int]  # samples by how their delta was found
+    fallbacks: int  # texts whose prompt stood in for a missing answer
 
     def save(self, out: Path) -> None:
-        """Write the record durably; from then on the shard counts as finished.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
+        """Write the record durably; from then on the shard counts as finished."""
         write_file(record_path(out, self.name), dump_json(asdict(self)))
 
 
@@ -192,23 +166,18 @@ def finished_record(out: Path, job: ShardJob) -> ShardRecord | None:
     if not path.exists():
         return None
     try:
-        fields = load_json(read_file(path), where=path.name, max_bytes=_MAX_BYTES)
-        record = _shard_record(fields)
+        record = _shard_record(load_json(read_file(path), where=path.name, max_bytes=_MAX_BYTES))
     except (HeaderError, KeyError, TypeError):
         return None  # A record that does not parse proves nothing: the shard is packed again.
     shard = out / job.name
-    present = shard.stat().st_size if shard.is_file() else 0
-    if record.plan != job.digest() or present != record.size:
+    size = shard.stat().st_size if shard.is_file() else 0
+    if record.plan != job.digest() or record.size != size:
         return None
-    return record if all(source.holds() for source in record.inputs) else None
+    return record if all(file.holds() for file in record.inputs) else None
 
 
 def load_record(out: Path, job: ShardJob) -> ShardRecord:
-    """The record of a shard that has just been packed.
-
-    Raises:
-        StorageError: It is not there or not sound any more.
-    """
+    """The record of a shard that has just been packed; a StorageError when that is not sound any more."""
     record = finished_record(out, job)
     if record is None:
         raise StorageError(

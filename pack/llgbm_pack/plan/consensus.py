@@ -1,4 +1,4 @@
-"""One layout for a set: the one that most of the zoo has; who does not fit is skipped and says why."""
+"""One layout for a set: the one that most of the zoo has; what does not fit is skipped, with the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llgbm_pack.plan.options import LayoutOptions
-from llgbm_pack.plan.survey import Shapes, Skip, Teacher
+from llgbm_pack.plan.survey import Shapes, Teacher
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.tokenize.module_table import make_layout
 from llgbm_shards.errors import PlanError
 from llgbm_shards.layout import Layout
@@ -16,17 +17,12 @@ Vote = tuple[str, int, Shapes]
 
 
 def choose_layout(teachers: Sequence[Teacher], options: LayoutOptions, zoo: Path) -> Layout:
-    """The layout that most teachers share, after ``--dtype`` and ``--rank`` have had their say.
-
-    Args:
-        teachers: One or more.
-        options: What is asked for.
-        zoo: Where they are, for messages.
+    """The layout that most teachers (one or more) share, after ``--dtype`` and ``--rank`` have had their say.
 
     Raises:
         PlanError: Two layouts have the same count and none has more.
     """
-    # Who is refused for its rank in any case has no say in the rest.
+    # A teacher whose rank is refused in any case has no vote on the rest.
     voters = [teacher for teacher in teachers if teacher.rank <= (options.rank or teacher.rank)] or teachers
     votes = Counter(_vote(teacher, options) for teacher in voters)
     ranked = votes.most_common(2)
@@ -67,15 +63,18 @@ def keep_fitting(
 
 
 def _vote(teacher: Teacher, options: LayoutOptions) -> Vote:
-    dtype = teacher.dtype if options.dtype == "auto" else options.dtype
-    return (dtype, options.rank or teacher.rank, teacher.shapes)
+    return (_dtype(teacher, options), options.rank or teacher.rank, teacher.shapes)
+
+
+def _dtype(teacher: Teacher, options: LayoutOptions) -> str:
+    return teacher.dtype if options.dtype == "auto" else options.dtype
 
 
 def _misfit(
     teacher: Teacher, layout: Layout, table: dict[str, tuple[int, int]], options: LayoutOptions
 ) -> str:
     """Why a teacher does not fit, or an empty string."""
-    dtype = teacher.dtype if options.dtype == "auto" else options.dtype
+    dtype = _dtype(teacher, options)
     if dtype != layout.dtype:
         return f"dtype does not fit the set: expected {layout.dtype}, got {dtype}. Cast the whole set with --dtype."
     if teacher.rank > layout.rank or (options.rank is None and teacher.rank != layout.rank):

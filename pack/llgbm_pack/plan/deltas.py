@@ -14,25 +14,18 @@ from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
-from llgbm_pack.plan.survey import Skip, Teacher
-from llgbm_pack.plan.values import Note, SetPart
+from llgbm_pack.plan.survey import Teacher
+from llgbm_pack.plan.values import Note, SetPart, Skip
 from llgbm_shards.errors import PlanError
 
 
 @dataclass(slots=True)
 class DeltaPlan:
-    """The joined deltas.
+    """The joined deltas."""
 
-    Attributes:
-        matches: Checkpoint path -> its delta.
-        width: Hidden width of the set's deltas; 0 packs none.
-        skipped: Checkpoints left out for want of a delta or for a fault of theirs.
-        notes: Warnings.
-    """
-
-    matches: dict[str, Match] = field(default_factory=dict)
-    width: int = 0
-    skipped: list[Skip] = field(default_factory=list)
+    matches: dict[str, Match] = field(default_factory=dict)  # checkpoint path -> its delta
+    width: int = 0  # hidden width of the set's deltas; 0 packs none
+    skipped: list[Skip] = field(default_factory=list)  # they have no delta, or a faulty one
     notes: list[Note] = field(default_factory=list)
 
 
@@ -45,14 +38,9 @@ def plan_deltas(
 ) -> DeltaPlan:
     """Find and verify the delta of each teacher.
 
-    Args:
-        teachers: The checkpoints to pack, as far as is known.
-        every_path: Paths of all checkpoints of the zoo, packed or not: each claims its own delta, so that a
-            checkpoint that is left out does not leave its delta to a namesake.
-        tasks: The zoo's own tasks, by path.
-        options: What is asked for.
-        only: The part of a set that is packed again: it says who has a delta, and the deltas are verified as they are
-            packed.
+    All checkpoints of the zoo (``every_path``), packed or not, claim their own deltas: one that is left out does not
+    leave its delta to a namesake. For a part of a set (``only``) the set says who has a delta, and the deltas
+    are verified as they are packed.
 
     Raises:
         PlanError: No cache, deltas missing under ``--missing-delta error``, a checkpoint with two candidates,
@@ -63,20 +51,24 @@ def plan_deltas(
     if options.deltas is None or not wanted:
         return plan
     entries = _entries(options.deltas)
-    every_path = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(every_path, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
+    claimants = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
+    joined = join_deltas(claimants, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
     refuse = _refusal(options.deltas)
     settled = settle(joined, wanted, refuse)
     if only:
-        lost = "no delta found (give --map as for the build)"
-        plan.skipped += [Skip(path, lost) for path in settled.missing]
         plan.matches = settled.matches
+        lost = "no delta found (give --map as for the build)"
+        plan.skipped = [Skip(path, lost) for path in settled.missing]
         return plan
     plan.notes += [Note(checkpoint=path, what=what) for path, what in settled.notes]
-    _apply_missing_policy(settled.missing, plan, options)
+    plan.skipped += _skipped_without(settled.missing, options)
     refuse_mixed(settled.matches, refuse)
-    plan.matches = _verified(settled.matches, entries, plan, refuse)
-    plan.notes += _stale(teachers, plan.matches)
+    _take_sound(plan, settled.matches, entries, refuse)
+    plan.notes += [
+        Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
+        for teacher in teachers
+        if teacher.path in plan.matches and _is_stale(teacher, plan.matches[teacher.path].entry)
+    ]
     return plan
 
 
@@ -101,7 +93,8 @@ def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
     return DeltaCache(directory).entries()
 
 
-def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: PackOptions) -> None:
+def _skipped_without(missing: Sequence[str], options: PackOptions) -> list[Skip]:
+    """What ``--missing-delta`` says of checkpoints without a delta."""
     if missing and options.missing_delta == "error":
         raise PlanError(
             f"{len(missing)} checkpoints have no delta",
@@ -109,14 +102,14 @@ def _apply_missing_policy(missing: Sequence[str], plan: DeltaPlan, options: Pack
             got="\n  " + "\n  ".join(missing),
             do="\nCompute them, or say --missing-delta skip (leave these out) or zeros (pack zeros, has_delta false).",
         )
-    if options.missing_delta == "skip":
-        plan.skipped += [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in missing]
+    left_out = missing if options.missing_delta == "skip" else ()
+    return [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in left_out]
 
 
-def _verified(
-    matches: Mapping[str, Match], entries: Sequence[DeltaEntry], plan: DeltaPlan, refuse: Refusal
-) -> dict[str, Match]:
-    """Load every joined delta, in manifest order; faults skip their checkpoint."""
+def _take_sound(
+    plan: DeltaPlan, matches: Mapping[str, Match], entries: Sequence[DeltaEntry], refuse: Refusal
+) -> None:
+    """Load every joined delta, in manifest order, and take the sound ones; a faulty one skips its checkpoint."""
     owner = {match.entry.key: path for path, match in matches.items()}
     lag = LagCorrelation()
 
@@ -138,7 +131,7 @@ def _verified(
     plan.skipped += [Skip(path, reason) for path, reason in faults.items()]
     if lag.suspicious:
         plan.notes.append(Note(checkpoint="", what=_lag_warning(lag)))
-    return {path: match for path, match in matches.items() if path not in faults}
+    plan.matches = {path: match for path, match in matches.items() if path not in faults}
 
 
 def _lag_warning(lag: LagCorrelation) -> str:
@@ -148,12 +141,5 @@ def _lag_warning(lag: LagCorrelation) -> str:
     )
 
 
-def _stale(teachers: Sequence[Teacher], matches: Mapping[str, Match]) -> list[Note]:
-    notes = []
-    for teacher in teachers:
-        match = matches.get(teacher.path)
-        if match and teacher.weights.stat().st_mtime_ns > match.entry.file.stat().st_mtime_ns:
-            notes.append(
-                Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
-            )
-    return notes
+def _is_stale(teacher: Teacher, entry: DeltaEntry) -> bool:
+    return teacher.weights.stat().st_mtime_ns > entry.file.stat().st_mtime_ns

@@ -40,23 +40,20 @@ def estimate_bytes(context: PackContext, texts: Iterable[TextSize], shards: int)
     """Bytes of all shards."""
     sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
     names = sum(len(module.name) for module in context.layout.modules)
-    sizes["json"] = _JSON_BYTES + names + _MODULE_BYTES * len(context.layout.modules)
+    least_json = _JSON_BYTES + names + _MODULE_BYTES * len(context.layout.modules)
     sizes["source"] = _SOURCE_BYTES + 2 * (names + _TENSOR_BYTES * len(context.layout.modules))
     total = shards * len(ustar.END)
-    for found in texts:
-        own = {
-            **sizes,
-            "texts": _texts_member(context, found),
-            "json": sizes["json"] + found.prompt_bytes + found.answer_bytes + _TEXT_BYTES * found.texts,
-        }
-        total += sum(ustar.BLOCK + ustar.padded(own[field]) for field in context.members)
+    for size in texts:
+        sizes["texts"] = _texts_member(context, size)
+        sizes["json"] = least_json + size.prompt_bytes + size.answer_bytes + _TEXT_BYTES * size.texts
+        total += sum(ustar.BLOCK + ustar.padded(sizes[field]) for field in context.members)
     return total
 
 
-def _texts_member(context: PackContext, found: TextSize) -> int:
+def _texts_member(context: PackContext, size: TextSize) -> int:
     total = 0
     for form in context.conditions.forms if context.conditions else ():
-        prompt = found.prompt_bytes if form != "answer" else 0
-        answer = found.answer_bytes if form != "prompt" else 0
-        total += _FORM_BYTES + 4 * (prompt + answer) // _BYTES_PER_ID + 8 * (found.texts + 1)
+        prompt = size.prompt_bytes if form != "answer" else 0
+        answer = size.answer_bytes if form != "prompt" else 0
+        total += _FORM_BYTES + 4 * (prompt + answer) // _BYTES_PER_ID + 8 * (size.texts + 1)
     return total

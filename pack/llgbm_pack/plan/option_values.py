@@ -1,4 +1,4 @@
-"""What each kind of option may be, for all who are asked for options of a build."""
+"""What each kind of option of a build may be; any other value is a UsageError."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from llgbm_shards.public import without_credentials
 
 
 def path_option(name: str, value: object, *, optional: bool) -> Path | None:
-    """A path that a set can record.
-
-    Raises:
-        UsageError: It is none, or not UTF-8.
-    """
+    """A path that a set can record, which is UTF-8."""
     if value is None and optional:
         return None
     path = local_path(name, value)
@@ -28,11 +24,7 @@ def path_option(name: str, value: object, *, optional: bool) -> Path | None:
 
 
 def tokenizer_option(value: object) -> str | None:
-    """The name or directory of a text tokenizer.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """The name or directory of a text tokenizer."""
     if value is None:
         return None
     local_path("text_tokenizer", value)
@@ -41,11 +33,7 @@ def tokenizer_option(value: object) -> str | None:
 
 
 def strings_option(name: str, value: object) -> tuple[str, ...]:
-    """Strings, in any sequence.
-
-    Raises:
-        UsageError: They are none.
-    """
+    """Strings, in any sequence."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise UsageError("not a sequence of strings", where=name, expected="a tuple", got=shown(value))
     strings = tuple(value)
@@ -57,11 +45,7 @@ def strings_option(name: str, value: object) -> tuple[str, ...]:
 
 
 def pairs_option(value: object) -> tuple[tuple[str, str], ...]:
-    """Pairs of prefixes, (old, new).
-
-    Raises:
-        UsageError: They are none, or an old one is empty.
-    """
+    """Pairs of prefixes, (old, new); no old one is empty."""
     rows = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     pairs = [strings_option("maps", row) for row in rows]
     if not all(len(pair) == 2 and pair[0] for pair in pairs):
@@ -70,11 +54,7 @@ def pairs_option(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def count_option(name: str, value: object, most: int) -> int:
-    """A whole number from 1 to ``most``.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """A whole number from 1 to ``most``."""
     number = as_index(value)
     if number is None or number < 1:
         raise UsageError("must be at least 1", where=name, expected="a whole number", got=shown(value))
@@ -83,7 +63,7 @@ def count_option(name: str, value: object, most: int) -> int:
 
 
 def choice_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises UsageError for a value that is none of those allowed."""
+    """Refuses a value that is none of those allowed."""
     if not is_one_of(value, allowed):
         raise UsageError("unknown value", where=name, expected=", ".join(allowed), got=shown(value))
 
@@ -92,12 +72,8 @@ def last_component(path: Path | str | None) -> str:
     """What a set may tell of a path: its last component, without credentials."""
     if path is None:
         return ""
-    name = (
-        Path(os.path.realpath(path)).name
-        if Path(path).exists()
-        else Path(without_credentials(str(path))).name
-    )
-    return name.encode(errors="backslashreplace").decode()
+    told = os.path.realpath(path) if Path(path).exists() else without_credentials(str(path))
+    return Path(told).name.encode(errors="backslashreplace").decode()
 
 
 def refuse_overlap(zoo: Path, out: Path) -> None:

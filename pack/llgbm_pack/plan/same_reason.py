@@ -12,21 +12,15 @@ _FEW: Final = 3
 
 
 def grouped(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """One line a row, or one line for all the checkpoints of a reason.
+    """One line for each (checkpoint, reason), or one line for all the checkpoints of a reason.
 
-    Args:
-        rows: Checkpoint and reason; the checkpoint is "" where the reason concerns none in particular.
-
-    Returns:
-        Lines; those of one reason stand together, where its first row was.
+    The checkpoint is "" where the reason concerns none in particular. The lines of one reason stand together, where
+    its first row was.
     """
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for checkpoint, reason in rows:
         groups[_without_own_file(checkpoint, reason)].append((checkpoint, reason))
-    lines: list[str] = []
-    for common, same in groups.items():
-        lines += _lines(same, common)
-    return lines
+    return [line for common, same in groups.items() for line in _lines(same, common)]
 
 
 def one_line(checkpoint: str, reason: str) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llgbm_pack.plan.same_reason import grouped
-from llgbm_pack.sources.adapter import Adapter, read_adapter
+from llgbm_pack.plan.values import Skip
+from llgbm_pack.sources.adapter import read_adapter
 from llgbm_pack.sources.zoo import Candidate
 from llgbm_shards.errors import CheckpointError, HeaderError, PlanError, StorageError
 
@@ -16,46 +17,22 @@ Shapes = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
-    """A checkpoint that is not packed. ``fault`` is False when a policy asked for it."""
-
-    checkpoint: str
-    reason: str
-    fault: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Teacher:
-    """What the survey keeps of a checkpoint; shapes are shared between equal checkpoints.
+    """What the survey keeps of a checkpoint; shapes are shared between equal checkpoints."""
 
-    Attributes:
-        path: POSIX path relative to the zoo.
-        weights: The safetensors file.
-        config: adapter_config.json, or None.
-        dtype: Source dtype.
-        rank: Largest rank of its modules.
-        shapes: Widths of its modules.
-        base_model: As the config names it, "" when unknown.
-    """
-
-    path: str
-    weights: Path
-    config: Path | None
-    dtype: str
-    rank: int
-    shapes: Shapes
-    base_model: str
+    path: str  # POSIX path relative to the zoo
+    weights: Path  # the safetensors file
+    config: Path | None  # adapter_config.json, or None
+    dtype: str  # source dtype
+    rank: int  # largest rank of its modules
+    shapes: Shapes  # widths of its modules
+    base_model: str  # as the config names it, "" when unknown
 
 
 def survey(candidates: Iterable[Candidate], alpha: float | None) -> tuple[list[Teacher], list[Skip]]:
-    """Read headers and configs of all candidates; a fault of one skips that one.
+    """Those that can be packed as far as headers and configs tell, and those that cannot.
 
-    Args:
-        candidates: The checkpoints.
-        alpha: lora_alpha of those without a config.
-
-    Returns:
-        Those that can be packed as far as their headers tell, and those that cannot.
+    ``alpha`` is the lora_alpha of those without a config.
     """
     shapes: dict[Shapes, Shapes] = {}
     teachers: list[Teacher] = []
@@ -66,7 +43,9 @@ def survey(candidates: Iterable[Candidate], alpha: float | None) -> tuple[list[T
         except (CheckpointError, HeaderError, StorageError) as error:
             skipped.append(Skip(candidate.path, str(error)))
             continue
-        found = _shapes(adapter)
+        own = tuple(
+            sorted((name, pair.in_features, pair.out_features) for name, pair in adapter.pairs.items())
+        )
         teachers.append(
             Teacher(
                 path=candidate.path,
@@ -74,15 +53,11 @@ def survey(candidates: Iterable[Candidate], alpha: float | None) -> tuple[list[T
                 config=candidate.config,
                 dtype=adapter.dtype,
                 rank=adapter.rank,
-                shapes=shapes.setdefault(found, found),
+                shapes=shapes.setdefault(own, own),
                 base_model=adapter.base_model,
             )
         )
     return teachers, skipped
-
-
-def _shapes(adapter: Adapter) -> Shapes:
-    return tuple(sorted((name, pair.in_features, pair.out_features) for name, pair in adapter.pairs.items()))
 
 
 def nothing_to_pack(zoo: Path, skipped: Sequence[Skip], excluded: int) -> PlanError:

@@ -21,31 +21,18 @@ T = TypeVar("T", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedSample:
-    """One checkpoint as the plan sees it.
+    """One checkpoint as the plan sees it."""
 
-    Attributes:
-        path: POSIX path relative to the zoo.
-        key: Key of its members.
-        task: Its resolved task.
-        base_model: As its config names it, "" when unknown.
-        weights: The safetensors file.
-        config: adapter_config.json, or None.
-        zoo_task: The task the zoo's own manifest names, which text files may be called after; or "".
-        delta: Its entry in the delta cache, None when it has none (or the set has none).
-        matched_by: How that entry was found: ``exact``, ``relative``, ``tail`` or ``name``; "" without one.
-        text_files: Files its texts come from; none when its name is its text.
-    """
-
-    path: str
-    key: str
-    task: str
-    base_model: str
-    weights: Path
-    config: Path | None
-    zoo_task: str
-    delta: DeltaEntry | None
-    matched_by: str
-    text_files: tuple[Path, ...] = ()
+    path: str  # POSIX path relative to the zoo
+    key: str  # key of its members
+    task: str  # its resolved task
+    base_model: str  # as its config names it, "" when unknown
+    weights: Path  # the safetensors file
+    config: Path | None  # adapter_config.json, or None
+    zoo_task: str  # the task the zoo's own manifest names, which text files may be called after; or ""
+    delta: DeltaEntry | None  # its entry in the delta cache, None when it has none (or the set has none)
+    matched_by: str  # how that entry was found: ``exact``, ``relative``, ``tail`` or ``name``; "" without one
+    text_files: tuple[Path, ...] = ()  # files its texts come from; none when its name is its text
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -56,19 +43,12 @@ class PlannedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardJob:
-    """One shard to pack.
+    """One shard to pack."""
 
-    Attributes:
-        name: Its file name.
-        split: ``train`` or ``val``.
-        samples: What goes into it, in order.
-        context: Digest of the context it is packed in, so that a change there is a change of the job.
-    """
-
-    name: str
-    split: str
-    samples: tuple[PlannedSample, ...]
-    context: str = ""
+    name: str  # its file name
+    split: str  # ``train`` or ``val``
+    samples: tuple[PlannedSample, ...]  # what goes into it, in order
+    context: str = ""  # digest of the context it is packed in, so that a change there is a change of the job
 
     def digest(self) -> str:
         """Digest of everything the plan decided for this shard; another decision means packing it again."""
@@ -77,63 +57,38 @@ class ShardJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackContext:
-    """What all jobs of a build share.
+    """What all jobs of a build share."""
 
-    Attributes:
-        zoo: Root of the zoo.
-        out: Directory the shards go to.
-        layout: Layout of the set.
-        members: Member fields of every sample, in member order.
-        cast: Sources are cast to the layout's dtype first.
-        alpha: lora_alpha of checkpoints without a config.
-        texts: Directory of text files by dataset, or None.
-        max_texts: Texts kept of a checkpoint; None keeps all.
-        seed: Seeds the choice of texts.
-        conditions: How texts are tokenized; None packs no text ids.
-        delta_width: Hidden width of the deltas, 0 when the set has none.
-    """
-
-    zoo: Path
-    out: Path
-    layout: Layout
-    members: tuple[str, ...]
-    cast: bool
-    alpha: float | None
-    texts: Path | None
-    max_texts: int | None
-    seed: int
-    conditions: ConditionSpec | None
-    delta_width: int
+    zoo: Path  # root of the zoo
+    out: Path  # directory the shards go to
+    layout: Layout  # layout of the set
+    members: tuple[str, ...]  # member fields of every sample, in member order
+    cast: bool  # sources are cast to the layout's dtype first
+    alpha: float | None  # lora_alpha of checkpoints without a config
+    texts: Path | None  # directory of text files by dataset, or None
+    max_texts: int | None  # texts kept of a checkpoint; None keeps all
+    seed: int  # seeds the choice of texts
+    conditions: ConditionSpec | None  # how texts are tokenized; None packs no text ids
+    delta_width: int  # hidden width of the deltas, 0 when the set has none
 
     def digest(self) -> str:
         """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""
         places = ("zoo", "out", "texts")
-        return blake3_hex(
-            dump_json({key: value for key, value in _plain(asdict(self)).items() if key not in places})
-        )
+        kept = {key: value for key, value in asdict(self).items() if key not in places}
+        return blake3_hex(dump_json(_plain(kept)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetPart:
-    """Shards of a finished set that are to be packed again: what the set has decided is not decided anew.
+    """Shards of a finished set that are to be packed again: what the set has decided is not decided anew."""
 
-    Attributes:
-        layout: Layout of the set.
-        conditions: How its texts are tokenized; None without text ids.
-        delta_width: Hidden width of its deltas, 0 when it has none.
-        shards: The shards, each with its checkpoints in order.
-        with_delta: Those of these checkpoints that have a delta.
-        known: All checkpoints that the build packed or skipped: each claimed its own delta.
-        knows_skipped: Whether the skipped ones are among them; the set's list of them may be lost.
-    """
-
-    layout: Layout
-    conditions: ConditionSpec | None
-    delta_width: int
-    shards: tuple[Assignment, ...]
-    with_delta: frozenset[str]
-    known: tuple[str, ...]
-    knows_skipped: bool
+    layout: Layout  # layout of the set
+    conditions: ConditionSpec | None  # how its texts are tokenized; None without text ids
+    delta_width: int  # hidden width of its deltas, 0 when it has none
+    shards: tuple[Assignment, ...]  # the shards, each with its checkpoints in order
+    with_delta: frozenset[str]  # those of these checkpoints that have a delta
+    known: tuple[str, ...]  # all checkpoints that the build packed or skipped: each claimed its own delta
+    knows_skipped: bool  # whether the skipped ones are among them; the set's list of them may be lost
 
     @property
     def paths(self) -> frozenset[str]:
@@ -143,19 +98,12 @@ class SetPart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
-    """State of an input when it was packed, so that a resumed build notices an edit.
+    """State of an input when it was packed, so that a resumed build notices an edit."""
 
-    Attributes:
-        path: Where it lies.
-        size: Bytes; -1 when there was no such file.
-        mtime_ns: Modification time in ns; -1 without a file.
-        digest: BLAKE3-256, hex; "" when it was not read whole.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    digest: str
+    path: str  # where it lies
+    size: int  # bytes; -1 when there was no such file
+    mtime_ns: int  # modification time in ns; -1 without a file
+    digest: str  # BLAKE3-256, hex; "" when it was not read whole
 
     @classmethod
     def unread(cls, path: Path) -> InputFile:
@@ -178,6 +126,15 @@ class InputFile:
             return self.size < 0
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A checkpoint that is not packed. ``fault`` is False when a policy asked for it."""
+
+    checkpoint: str
+    reason: str
+    fault: bool = True
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
     """Something worth a line in the report that did not stop a checkpoint from being packed."""
@@ -194,9 +151,8 @@ def from_row(kind: type[T], row: dict[str, Any]) -> T:
         TypeError: The row is none, or a field is of another type.
     """
     for field in fields(kind):
-        if (
-            type(row[field.name]).__name__ != field.type
-        ):  # The annotation's text, for that is what is kept here.
+        # A field's type is the text of its annotation, for no annotation is evaluated here.
+        if type(row[field.name]).__name__ != field.type:
             raise TypeError(f"{field.name} is not of type {field.type}")
     return kind(**{field.name: row[field.name] for field in fields(kind)})
 

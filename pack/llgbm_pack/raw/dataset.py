@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llgbm_pack.plan.option_values import pairs_option
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource, Maps
 from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch, some_reasons
 from llgbm_pack.raw.weights import own_tokenizer, tokenize_file

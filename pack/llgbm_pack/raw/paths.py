@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_pack.deltas.manifest import DeltaEntry
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, join_verified
 from llgbm_pack.raw.lists import (
     LISTS,

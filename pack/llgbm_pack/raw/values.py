@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_shards.arguments import require, whole_number
 from llgbm_shards.errors import UsageError
 

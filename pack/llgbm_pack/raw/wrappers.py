@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from llgbm_pack.deltas.cache import DeltaCache
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource
 from llgbm_pack.raw.lists import TellsPaths
 from llgbm_pack.raw.paths import ItemDeltas

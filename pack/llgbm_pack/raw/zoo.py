@@ -10,7 +10,8 @@ from typing import Any, Final
 from llgbm_pack.deltas.manifest import DeltaEntry
 from llgbm_pack.plan.consensus import choose_layout, keep_fitting
 from llgbm_pack.plan.options import LayoutOptions
-from llgbm_pack.plan.survey import Skip, survey
+from llgbm_pack.plan.survey import survey
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource, JoinedDeltas, Maps, join_verified
 from llgbm_pack.sources.tasks import resolve_task, zoo_tasks
 from llgbm_pack.sources.texts import Text, read_texts

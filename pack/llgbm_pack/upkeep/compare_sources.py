@@ -20,28 +20,20 @@ from llgbm_shards.texts import ConditionSpec
 
 
 class SourceJudge:
-    """Judges checkpoints of one set, from any thread.
+    """Judges checkpoints of one set, from any thread; tasks are those of the zoo's own manifest, by checkpoint."""
 
-    Args:
-        opened: The set.
-        tasks: Tasks that the zoo's own manifest names, by checkpoint.
-    """
-
-    def __init__(self, opened: ShardSet, tasks: Mapping[str, str]) -> None:
-        self._set, self._tasks = opened, tasks
-        self._options = opened.record.options
+    def __init__(self, shard_set: ShardSet, tasks: Mapping[str, str]) -> None:
+        self._set, self._tasks = shard_set, tasks
+        self._options = shard_set.record.options
         self._lock = threading.Lock()
         self._unjudged = 0
 
     @property
     def unjudged(self) -> tuple[str, ...]:
         """What could not be compared so far, in words."""
-        found = ["deltas: check is given no delta cache"] if "delta" in self._set.record.members else []
-        if self._unjudged:
-            found.append(
-                f"texts of {self._unjudged} checkpoints: not from their prompts.json, and check is given no other texts"
-            )
-        return tuple(found)
+        texts = f"texts of {self._unjudged} checkpoints: not from their prompts.json, and check is given no other texts"
+        deltas = ("deltas: check is given no delta cache",) if "delta" in self._set.record.members else ()
+        return (*deltas, texts) if self._unjudged else deltas
 
     def change(self, info: Mapping[str, Any], candidate: Candidate) -> str:
         """What else than weights and delta a build would write now; "" when that is the same."""
@@ -68,16 +60,16 @@ class SourceJudge:
             seed=self._options.get("seed", 0),
         )
 
-    def _same_texts(self, found: CheckpointTexts, info: Mapping[str, Any]) -> bool:
+    def _same_texts(self, texts: CheckpointTexts, info: Mapping[str, Any]) -> bool:
         packed = tuple(Text(text["prompt"], text["answer"]) for text in info["texts"])
-        if packed == found.texts:
+        if packed == texts.texts:
             return True
-        if found.source == "name" and (self._options.get("texts") or info["has_delta"]):
+        if texts.source == "name" and (self._options.get("texts") or info["has_delta"]):
             # From --texts or from the delta cache's probes: without these nobody knows.
             with self._lock:
                 self._unjudged += 1
             return True
-        return packed == self._kept(found.texts)
+        return packed == self._kept(texts.texts)
 
     def _kept(self, texts: tuple[Text, ...]) -> tuple[Text, ...]:
         """The texts that a build keeps: the text tokenizer may drop some. Asked only when it matters: it is slow."""

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from llgbm_pack.packing.lock import builder_lock, remove_lock
 from llgbm_pack.upkeep.repair_files import (
@@ -19,6 +19,7 @@ from llgbm_pack.upkeep.repair_files import (
 )
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards.check_set import check
+from llgbm_shards.directory import Directory, require_set_directory
 from llgbm_shards.errors import (
     DamageError,
     DiskFullError,
@@ -37,10 +38,12 @@ from llgbm_shards.names import (
     TOKENIZER_DIRECTORY,
 )
 from llgbm_shards.out_directory import refuse_no_set
-from llgbm_shards.record import CommitRecord
-from llgbm_shards.shardset import ShardSet, read_record
-from llgbm_shards.storage import remove_temporary, require_set_directory, storage_errors
+from llgbm_shards.record import CommitRecord, read_record
+from llgbm_shards.shardset import ShardSet
+from llgbm_shards.storage import remove_temporary, storage_errors
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -54,25 +57,15 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairReport:
-    """Result of a repair.
+    """Result of a repair."""
 
-    Attributes:
-        out: The set, as the user named it.
-        digest: Digest of the commit record; "" when that could not be put back.
-        restored: Files put back, each with the digest it had.
-        refused: Files that are still damaged or missing.
-        left: What a repair does not touch: files that are not of the set.
-        failed: Something could not be read or written.
-        seconds: Wall time.
-    """
-
-    out: str
-    digest: str
-    restored: tuple[str, ...]
-    refused: tuple[Refusal, ...]
-    left: tuple[Finding, ...]
-    failed: bool
-    seconds: float
+    out: str  # the set, as the user named it
+    digest: str  # of the commit record; "" when that could not be put back
+    restored: tuple[str, ...]  # files put back, each with the digest it had
+    refused: tuple[Refusal, ...]  # files that are still damaged or missing
+    left: tuple[Finding, ...]  # what a repair does not touch: files that are not of the set
+    failed: bool  # something could not be read or written
+    seconds: float  # wall time
 
     @property
     def exit_code(self) -> int:
@@ -87,10 +80,6 @@ class RepairReport:
 def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport:
     """Put back the damaged and missing files of a set; sound files are never written.
 
-    Args:
-        options: The set, and the sources it was packed from.
-        say: Told what is being done.
-
     Raises:
         UsageError: There is no set, or it is unfinished, or it is not the expected one.
         StorageError: The set cannot be read, or is locked; or the disk is full.
@@ -99,9 +88,8 @@ def repair(options: RepairOptions, *, say: Say = lambda _: None) -> RepairReport
     require_set_directory(options.out)
     refuse_no_set(options.out)
     if (options.out / PACK_DIRECTORY / PLAN_NAME).exists():
-        raise UsageError(
-            "the set is unfinished", where=str(options.out), do="Run the build command again to finish it."
-        )
+        do = "Run the build command again to finish it."
+        raise UsageError("the set is unfinished", where=str(options.out), do=do)
     with builder_lock(options.out / PACK_DIRECTORY):
         try:
             run = _Repair(options, say)
@@ -141,14 +129,14 @@ class _Repair:
         damaged = {finding.shard for finding in report.findings if finding.kind != "transient"}
         self._tokenizer(record, damaged)
         index_sound = INDEX_NAME not in damaged
-        by_plan = ShardRestorer(self._options, record, damaged, None, None)
+        by_plan = ShardRestorer(self._options, record, damaged)
         # Before the shards where it can be: what the build skipped claimed its delta.
         if index_sound and SKIPPED_NAME in damaged:
             self._skipped(record, by_plan)
         restorer = self._by_index(record, damaged) if index_sound else by_plan
         for entry in (entry for entry in record.shards if entry.name in damaged):
             self._say(f"packing {entry.name} again")
-            self._attempt(entry.name, lambda entry=entry: restorer.restore(entry))  # type: ignore[misc]
+            self._attempt(entry.name, restorer.restore, entry)
         if not index_sound:
             self._index(record)
             if SKIPPED_NAME in damaged:
@@ -164,12 +152,11 @@ class _Repair:
 
     def _record(self) -> CommitRecord | None:
         try:
-            record = read_record(self._options.out)
+            record = read_record(Directory(self._options.out))
         except (DamageError, StorageError) as error:
-            found: list[CommitRecord] = []
-            self._attempt(RECORD_NAME, lambda: found.append(restore_record(self._options)))
-            self.failed |= isinstance(error, StorageError) and not found
-            return found[0] if found else None
+            restored = self._attempt(RECORD_NAME, restore_record, self._options)
+            self.failed |= isinstance(error, StorageError) and restored is None
+            return restored
         if self._options.expect_digest not in (None, record.digest):
             raise UsageError(
                 "another set than expected",
@@ -180,16 +167,10 @@ class _Repair:
         return record
 
     def _tokenizer(self, record: CommitRecord, damaged: set[str]) -> None:
+        saved = functools.cache(saved_tokenizer)
         for entry in record.files:
             if entry.name in damaged and entry.name.startswith(f"{TOKENIZER_DIRECTORY}/"):
-                self._attempt(
-                    entry.name,
-                    lambda entry=entry: restore_tokenizer_file(self._options, entry, self._saved_tokenizer),  # type: ignore[misc]
-                )
-
-    @functools.cached_property
-    def _saved_tokenizer(self) -> dict[str, bytes]:
-        return saved_tokenizer(self._options)
+                self._attempt(entry.name, restore_tokenizer_file, self._options, entry, saved)
 
     def _by_index(self, record: CommitRecord, damaged: set[str]) -> ShardRestorer:
         rows = ShardSet(self._options.out).index().to_pylist()
@@ -205,29 +186,30 @@ class _Repair:
             )
             self.refused.append(Refusal(INDEX_NAME, reason))
         else:
-            self._attempt(INDEX_NAME, lambda: restore_index(self._options.out, record))
+            self._attempt(INDEX_NAME, restore_index, self._options.out, record)
 
     def _skipped(self, record: CommitRecord, restorer: ShardRestorer) -> None:
         if any(refusal.name == INDEX_NAME for refusal in self.refused):
             self.refused.append(Refusal(SKIPPED_NAME, f"it can only be rebuilt with {INDEX_NAME}"))
             return
         packed = set(ShardSet(self._options.out).index(["checkpoint"]).column("checkpoint").to_pylist())
-        self._attempt(SKIPPED_NAME, lambda: restore_skipped(self._options, record, restorer, packed))
+        self._attempt(SKIPPED_NAME, restore_skipped, self._options.out, record, restorer, packed)
 
-    def _attempt(self, name: str, restore: Callable[[], object]) -> None:
-        """Restore a file; what keeps it from being restored is noted, and the others are gone on with."""
+    def _attempt(self, name: str, restore: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What restoring a file gives; what keeps it from being restored is noted, and the others are gone on with."""
         if (self._options.out / name).is_dir():
             self.refused.append(Refusal(name, "a directory stands in its place; move it away"))
-            return
+            return None
         try:
-            restore()
+            restored = restore(*args, **kwargs)
         except (LockedError, DiskFullError):
             raise
         except (RepairError, UsageError, StorageError) as error:
             self.failed |= isinstance(error, StorageError)
             self.refused.append(Refusal(name, str(error).removeprefix(f"{name}: ")))
-        else:
-            self.restored.append(name)
+            return None
+        self.restored.append(name)
+        return restored
 
     def _leftovers(self, report: CheckReport, record: CommitRecord) -> None:
         ours = {entry.name for entry in record.shards} | {entry.name for entry in record.files}

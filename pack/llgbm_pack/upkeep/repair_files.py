@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
 
-from llgbm_pack.packing.commit import skipped_json, tokenizer_files
+from llgbm_pack.packing.commit import file_entry, skipped_json, tokenizer_files
 from llgbm_pack.packing.sample_json import columns
-from llgbm_pack.plan.survey import Skip
+from llgbm_pack.plan.values import Skip
 from llgbm_pack.tokenize.conditions import save_tokenizer
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
 from llgbm_shards import ustar
 from llgbm_shards.canonical import blake3_hex, xxh3
 from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairError, StorageError
-from llgbm_shards.index import decode_index, encode_index, index_about, index_schema, refuse_many_rows
+from llgbm_shards.extents import row_extents
+from llgbm_shards.index import decode_index, encode_index, index_about, index_columns, refuse_many_rows
 from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
-from llgbm_shards.shardset import row_extents
 from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
 from llgbm_shards.storage import opened_file, read_file, read_range, refuse_link, storage_errors, write_file
 
@@ -34,11 +35,8 @@ _DIGEST_BYTES: Final = 32
 def restore_record(options: RepairOptions) -> CommitRecord:
     """Put a lost or damaged commit record back, from the index, which carries its fields and all digests.
 
-    Proof is the digest that the caller pinned, or the one that stands in what is left of the damaged record.
-
-    Raises:
-        RepairError: The index is damaged as well, or nothing proves that the result is what was committed.
-        StorageError: It cannot be written.
+    Proof is the digest that the caller pinned, or the one that stands in what is left of the damaged record. A
+    RepairError when the index is damaged as well, or nothing proves that the result is what was committed.
     """
     out = options.out
     try:
@@ -82,19 +80,15 @@ def _record_from_index(out: Path) -> CommitRecord:
     refuse_many_rows(data, len(data) // _DIGEST_BYTES)
     rows = decode_index(data, fields).to_pylist()
     skipped = read_file(out / SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES)
-    files = [
-        FileEntry(name=INDEX_NAME, size=len(data), digest=blake3_hex(data)),
-        FileEntry(name=SKIPPED_NAME, size=len(skipped), digest=blake3_hex(skipped)),
-        *tokenizer_files(out),
-    ]
+    files = [file_entry(INDEX_NAME, data), file_entry(SKIPPED_NAME, skipped), *tokenizer_files(out)]
     return record_of(about, _shards(rows, fields), files)
 
 
 def _shards(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> list[ShardEntry]:
     """The record's shards: their digests are over digests that the index holds."""
-    by_shard: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    by_shard: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        by_shard.setdefault((row["shard"], row["split"]), []).append(row)
+        by_shard[row["shard"], row["split"]].append(row)
     entries = []
     for (name, split), group in by_shard.items():
         extents = [extent for row in group for extent in row_extents(dict(row), fields)]
@@ -104,60 +98,44 @@ def _shards(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> list[Sh
     return entries
 
 
-def restore_tokenizer_file(options: RepairOptions, entry: FileEntry, saved: Mapping[str, bytes]) -> None:
-    """Put a damaged file of the text tokenizer back.
-
-    Args:
-        options: Where the set is.
-        entry: The file, as the record lists it.
-        saved: What the tokenizer that was given saves; empty when none was.
+def restore_tokenizer_file(
+    options: RepairOptions, entry: FileEntry, saved: Callable[[str], Mapping[str, bytes]]
+) -> None:
+    """Put a damaged file of the text tokenizer back: what :func:`saved_tokenizer` gives of that name.
 
     Raises:
         RepairError: No tokenizer was given, or it is another one.
         StorageError: It cannot be written, or would be written through a link, to anywhere.
     """
+    path = options.out / entry.name
     for parent in PurePosixPath(entry.name).parents[:-1]:
         refuse_link(options.out / parent)
     if options.text_tokenizer is None:
-        raise RepairError(
-            "a file of the text tokenizer is damaged", where=entry.name, expected="--text-tokenizer"
-        )
-    data = saved.get(entry.name, b"")
-    if (len(data), blake3_hex(data)) != (entry.size, entry.digest):
-        raise RepairError(
-            "another text tokenizer than the set's", where=entry.name, got=options.text_tokenizer
-        )
-    with storage_errors(options.out / entry.name):
-        (options.out / entry.name).parent.mkdir(parents=True, exist_ok=True)
-    write_file(options.out / entry.name, data)
+        what = "a file of the text tokenizer is damaged"
+        raise RepairError(what, where=entry.name, expected="--text-tokenizer")
+    data = saved(options.text_tokenizer).get(entry.name, b"")
+    if file_entry(entry.name, data) != entry:
+        what = "another text tokenizer than the set's"
+        raise RepairError(what, where=entry.name, got=options.text_tokenizer)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, data)
 
 
-def saved_tokenizer(options: RepairOptions) -> dict[str, bytes]:
-    """Name in the set -> bytes of each file that the given text tokenizer saves; none when none was given."""
-    if options.text_tokenizer is None:
-        return {}
+def saved_tokenizer(tokenizer: str) -> dict[str, bytes]:
+    """Name in the set -> bytes of each file that a text tokenizer saves."""
     with tempfile.TemporaryDirectory() as directory:
-        files = save_tokenizer(options.text_tokenizer, Path(directory))
         return {
             f"{TOKENIZER_DIRECTORY}/{path.relative_to(directory).as_posix()}": read_file(path)
-            for path in files
+            for path in save_tokenizer(tokenizer, Path(directory))
         }
 
 
 def restore_index(out: Path, record: CommitRecord) -> None:
-    """Put the index back, from shards that are all sound.
-
-    Raises:
-        RepairError: What they give is not the index that was committed.
-        StorageError: A shard cannot be read, or the index not be written.
-    """
-    table: dict[str, list[Any]] = {name: [] for name in index_schema(record.members).names}
+    """Put the index back, from shards that are all sound; a RepairError when it is not what was committed."""
     try:
-        for entry in record.shards:
-            for row in _rows(out, entry):
-                for name, values in table.items():
-                    values.append(row[name])
-        data = encode_index(table, record.members, record.about())
+        rows = (row for entry in record.shards for row in _rows(out, entry))
+        data = encode_index(index_columns(rows, record.members), record.members, record.about())
     except (KeyError, TypeError, HeaderError, pa.ArrowException) as error:
         raise RepairError("the shards do not give an index", where=INDEX_NAME, got=str(error)) from error
     expected = record.file(INDEX_NAME).digest
@@ -175,8 +153,8 @@ def restore_index(out: Path, record: CommitRecord) -> None:
 def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
     path = out / entry.name
     with storage_errors(path), opened_file(path) as fd:
-        found = recover_samples(fd, entry.name, limit=entry.size)
-        for extents, info in zip(found.samples, found.infos, strict=True):
+        shard = recover_samples(fd, entry.name, limit=entry.size)
+        for extents, info in zip(shard.samples, shard.infos, strict=True):
             row = {
                 "key": extents[0].key,
                 "split": entry.split,
@@ -187,20 +165,17 @@ def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
             for extent in extents:
                 data = read_range(fd, extent.offset, extent.size)
                 row[f"{extent.field}.size"] = extent.size
-                row[f"{extent.field}.blake3"] = bytes.fromhex(blake3_hex(data))
+                row[f"{extent.field}.blake3"] = blake3_hex(data)
                 row[f"{extent.field}.xxh3_64"] = xxh3(data)
             yield row
 
 
-def restore_skipped(
-    options: RepairOptions, record: CommitRecord, restorer: ShardRestorer, packed: set[str]
-) -> None:
+def restore_skipped(out: Path, record: CommitRecord, restorer: ShardRestorer, packed: set[str]) -> None:
     """Put the list of skipped checkpoints back, by planning the zoo anew.
 
     Raises:
         RepairError: The zoo now gives another list.
         UsageError: The zoo no longer gives a plan.
-        StorageError: It cannot be written.
     """
     plan = restorer.plan
     late = [sample for job in plan.jobs for sample in job.samples if sample.path not in packed]
@@ -214,7 +189,7 @@ def restore_skipped(
             got=blake3_hex(data),
             do="Its checkpoints, deltas or texts changed since; `check --against ZOO` tells which.",
         )
-    write_file(options.out / SKIPPED_NAME, data)
+    write_file(out / SKIPPED_NAME, data)
 
 
 def known_skipped(out: Path) -> list[str] | None:

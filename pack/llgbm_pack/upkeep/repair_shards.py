@@ -35,25 +35,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairOptions:
-    """Options of a repair; the names are those of ``llgbm-pack repair``. What cannot be is a UsageError.
+    """Options of a repair; the names are those of ``llgbm-pack repair``. What cannot be is a UsageError."""
 
-    Attributes:
-        out: The set.
-        zoo: The zoo it was packed from; it may lie elsewhere now.
-        deltas: The delta cache it was packed with.
-        texts: The directory of text files it was packed with.
-        text_tokenizer: The tokenizer it was packed with; needed only when its files in the set are damaged.
-        maps: The prefix rewrites it was packed with; they are not recorded, since they hold absolute paths.
-        expect_digest: Digest that ``shardset.json`` must have; proves a lost one.
-    """
-
-    out: Path
-    zoo: Path
-    deltas: Path | None = None
-    texts: Path | None = None
-    text_tokenizer: str | None = None
-    maps: tuple[tuple[str, str], ...] = ()
-    expect_digest: str | None = None
+    out: Path  # the set
+    zoo: Path  # the zoo it was packed from; it may lie elsewhere now
+    deltas: Path | None = None  # the delta cache it was packed with
+    texts: Path | None = None  # the directory of text files it was packed with
+    text_tokenizer: str | None = None  # its text tokenizer; needed only when the set's own copy is damaged
+    maps: tuple[tuple[str, str], ...] = ()  # its prefix rewrites: a set records no absolute paths
+    expect_digest: str | None = None  # the digest that ``shardset.json`` must have; proves a lost one
 
     def __post_init__(self) -> None:
         for name in ("out", "zoo", "deltas", "texts"):
@@ -81,8 +71,8 @@ class ShardRestorer:
         options: RepairOptions,
         record: CommitRecord,
         damaged: set[str],
-        rows: Sequence[Row] | None,
-        skipped: Sequence[str] | None,
+        rows: Sequence[Row] | None = None,
+        skipped: Sequence[str] | None = None,
     ) -> None:
         self._options, self._record = options, record
         self._damaged, self._rows, self._skipped = damaged, rows, skipped
@@ -93,26 +83,18 @@ class ShardRestorer:
         Raises:
             RepairError: A source is gone or changed; names the checkpoint.
             UsageError: A source the set was packed with was not given, or the zoo gives no plan.
-            StorageError: It cannot be written.
         """
         samples = self._planned(entry) if self._rows is None else self._recorded(entry)
         changed: list[str] = []
 
         def accept(shard: WrittenShard) -> None:
             if changed or shard.digest != entry.digest or shard.size != entry.size:
-                found = (
-                    "; ".join(changed)
-                    or "a source of one of its checkpoints, which without an index is unknown"
-                )
-                raise _changed(entry.name, found)
+                unknown = "a source of one of its checkpoints, which without an index is unknown"
+                raise _changed(entry.name, "; ".join(changed) or unknown)
 
-        written = write_shard(
-            self._options.out / entry.name,
-            self._packed(samples, changed, entry.name),
-            expected_bytes=entry.size,
-            accept=accept,
-        )
-        if written is None:
+        packed = self._packed(samples, changed, entry.name)
+        path = self._options.out / entry.name
+        if write_shard(path, packed, expected_bytes=entry.size, accept=accept) is None:
             raise _changed(entry.name, "none of its checkpoints is left")
 
     def skips_again(self, planned: PlannedSample) -> str:
@@ -142,9 +124,8 @@ class ShardRestorer:
         for job in self.plan.jobs:
             if job.name == entry.name:
                 return [(sample, None) for sample in job.samples]
-        raise _changed(
-            entry.name, "the zoo: a plan of it as it is now has no such shard, and the index is lost"
-        )
+        what = "the zoo: a plan of it as it is now has no such shard, and the index is lost"
+        raise _changed(entry.name, what)
 
     def _recorded(self, entry: ShardEntry) -> list[tuple[PlannedSample, Row | None]]:
         """The samples of a shard by the index, with what it says of each."""
@@ -173,11 +154,7 @@ class ShardRestorer:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """What a build of the zoo as it is now would do.
-
-        Raises:
-            UsageError: The zoo no longer allows the build that made the set.
-        """
+        """What a build of the zoo as it is now would do; a UsageError when that would be refused."""
         return make_plan(_pack_options(self._options, self._record))
 
     @functools.cached_property

@@ -56,6 +56,12 @@ def test_the_installed_programs_exit_1_on_damage_without_torch(made):
             assert "NOT SOUND, 1 findings" in done.out
 
 
+@pytest.mark.parametrize("spoil", [lambda shard: shard.unlink(), lambda shard: os.truncate(shard, 1000)])
+def test_damage_names_the_command_that_mends_it(made, spoil):
+    spoil(made / SHARD)
+    assert f"`llgbm-pack repair {made} --zoo ZOO` puts back what is missing" in here("check", made).out
+
+
 def test_check_imports_no_torch(made):
     import subprocess
     import sys

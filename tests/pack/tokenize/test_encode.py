@@ -38,7 +38,7 @@ def encode(pairs, layout):
     return pieces, scales
 
 
-def encode_body(pairs, layout):
+def encode_pieces(pairs, layout):
     pieces, scales = encode(pairs, layout)
     return plain_nan(make_body(pieces, scales)), scales
 
@@ -78,7 +78,7 @@ def test_bits_equal_the_plain_formulas(dtype, kind):
         low = pieces[:half].transpose(0, 1).reshape(rows, half * chunk)
         high = pieces[half:].transpose(1, 2).reshape(half * chunk, rows)
         layout = layout_of({"m": (low, high)}, chunk=chunk)
-        body, scales = encode_body({"m": (low, high)}, layout)
+        body, scales = encode_pieces({"m": (low, high)}, layout)
         slow, slow_scales = normalise(values, dtype)
         assert torch.equal(bits_of(scales, "float32"), bits_of(slow_scales, "float32"))
         assert torch.equal(bits_of(body, dtype), bits_of(slow, dtype).view(body.shape))
@@ -219,7 +219,7 @@ def test_spread_over_the_dtype_is_refused(dtype, large):
     high = torch.ones(8, 2, dtype=low.dtype)
     layout = layout_of({"m": (low, high)})
     high[3:] = large
-    body, _ = encode_body({"m": (low, high)}, layout)
+    body, _ = encode_pieces({"m": (low, high)}, layout)
     assert torch.isfinite(body).all()
     high[0] = -large
     with pytest.raises(CheckpointError, match=r"^m\.lora_B\.weight, piece 0: weights spread too far"):
