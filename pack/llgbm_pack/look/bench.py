@@ -55,7 +55,7 @@ def bench_set(
 ) -> BenchReport:
     """Read a set, all its splits, three ways: plainly, through the loader cold, and through the loader warm.
 
-    ``readers`` is the number of reader threads; ``step_ms`` is only noted in the report.
+    ``readers`` are the reader threads. The length of the step to be fed, in ms, is only handed on to the report.
     """
     shard_set = ShardSet(path)
     set_bytes = sum(shard.size for shard in shard_set.record.shards)
