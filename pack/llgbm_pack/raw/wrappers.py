@@ -100,7 +100,7 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
     def item_paths(self) -> ItemPaths:
         """Paths of the items, None for one to which the base dataset gives none."""
         if self._paths is None:
-            self._paths = self._find().paths_in(self._deltas.paths)
+            self._paths = self._find().item_paths()
         return self._paths
 
     @staticmethod
