@@ -107,7 +107,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             maps=pairs_option(maps),
         )
         self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
-        self.checkpoint_paths = zoo.found
+        self.checkpoint_paths = zoo.places
         self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
         self.skipped: list[Skip] = zoo.skipped
         self.conditions = {str(checkpoint.place): _condition(checkpoint) for checkpoint in zoo.checkpoints}
