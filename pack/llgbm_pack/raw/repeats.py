@@ -6,6 +6,7 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, SupportsIndex, TypeVar, overload
 
@@ -176,7 +177,8 @@ class ChosenIndices(Sequence[int]):
         turn, place = divmod(number - (self._ends[at] - self._counts[at]), len(places))
         return self._starts[at] + turn * self._cycles[at].period + int(places[place])
 
-    def item_paths(self) -> ItemPaths:
+    @cached_property
+    def paths(self) -> ItemPaths:
         """The path of each of them."""
         return ItemPaths(list(map(Cycle.take, self._cycles, self._places, self._counts)))
 

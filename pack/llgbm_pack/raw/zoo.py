@@ -59,10 +59,10 @@ def read_zoo(
     source: DeltaSource,
     tokenizer: LoraTokenizer2D | None,
     *,
-    require_delta: bool = True,
-    texts: Path | None = None,
-    tasks: bool = False,
-    maps: Maps = (),
+    require_delta: bool,
+    texts: Path | None,
+    tasks: bool,
+    maps: Maps,
 ) -> RawZoo:
     """Walk a folder and join weights, deltas and texts by the rules of a build.
 
