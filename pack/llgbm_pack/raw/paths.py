@@ -63,9 +63,9 @@ class ItemDeltas:
         right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
         require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
         self._base, self._source, self._leave_out = base, source, leave_out
-        self._known = known_paths(base)
+        self._told = known_paths(base)
         self._missing: list[Skip] | None = None
-        if self._known is None:
+        if self._told is None:
             _refuse_to_read(base)
         else:
             self.tell_missing()
@@ -73,7 +73,7 @@ class ItemDeltas:
     @cached_property
     def paths(self) -> ItemPaths:
         """Path of each item; None where it has none."""
-        return _read_paths(self._base) if self._known is None else self._known
+        return _read_paths(self._base) if self._told is None else self._told
 
     @cached_property
     def _plain(self) -> dict[str, str]:
@@ -108,6 +108,7 @@ class ItemDeltas:
             {path: entries[plain] for path, plain in self._plain.items() if plain in entries}
         )
 
+    @cached_property
     def kept(self) -> ChosenIndices:
         """Indices of the items that are not left out."""
         self.tell_missing()
@@ -126,7 +127,7 @@ class ItemDeltas:
         if own and joined and (own == joined or _surely_a_path(item, own) or own in self._plain):
             if not same_checkpoint(own, joined):
                 self._refuse_item(idx, joined, own)
-        elif self._known is not None and not still_listed(self._base, idx, joined):
+        elif self._told is not None and not still_listed(self._base, idx, joined):
             raise UsageError(
                 "the base dataset's list of checkpoints has changed after it was wrapped",
                 where=f"item {idx} of {type(self._base).__name__}",
@@ -161,7 +162,7 @@ class ItemDeltas:
                 if not self._leave_out:
                     self.joined.zeros()  # raises now what would fail at the first of them
             self._missing = missing
-        return list(self._missing)
+        return self._missing
 
     def _why_none(self, idx: int, path: str | None) -> Skip:
         if not path:

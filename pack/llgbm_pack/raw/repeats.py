@@ -40,7 +40,7 @@ class Cycle:
 
     def path(self, number: int) -> str | None:
         """The path of an item."""
-        return self.paths[self.places[number % self.period]]
+        return self.paths[int(self.places[number % self.period])]
 
     def chosen(self, choose: Callable[[str | None], bool]) -> NDArray[np.intp]:
         """Items of one round whose path is chosen, in order; each path is asked for once."""
@@ -49,7 +49,7 @@ class Cycle:
 
     def first(self) -> list[int]:
         """The item that has each of the paths first."""
-        return _first(self.places, len(self.paths)).tolist()
+        return [int(at) for at in _first(self.places, len(self.paths))]
 
     def take(self, numbers: NDArray[np.intp], count: int) -> Cycle:
         """Items that go round some of one round of these."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
@@ -51,10 +50,10 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
         self.require_delta = require_delta
         self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache), leave_out=require_delta)
 
-    @cached_property
+    @property
     def valid_indices(self) -> ChosenIndices:
         """Item ``i`` is item ``valid_indices[i]`` of the base dataset."""
-        return self._deltas.kept()
+        return self._deltas.kept
 
     @property
     def delta_map(self) -> Mapping[int, NDArray[np.float32] | None]:
@@ -64,7 +63,7 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
     @property
     def skipped(self) -> list[Skip]:
         """Items of the base dataset that are left out, with reasons; those that it repeats once."""
-        return self._deltas.tell_missing() if self.require_delta else []
+        return list(self._deltas.tell_missing()) if self.require_delta else []
 
     def __len__(self) -> int:
         return len(self.valid_indices)
@@ -164,7 +163,7 @@ class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
     @property
     def missing(self) -> list[Skip]:
         """Items whose delta is zeros, with reasons; those that the base dataset repeats once."""
-        return self._deltas.tell_missing()
+        return list(self._deltas.tell_missing())
 
     def __len__(self) -> int:
         return len(self.base_dataset)
