@@ -43,23 +43,14 @@ _WITHOUT_DELTA: Final = ("zoo/capitals/lr0.0025_s1", "zoo/sorting/lr0.01_s0")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoReport:
-    """What :func:`make_demo` made.
-
-    Attributes:
-        zoo: The zoo, ``DIR/zoo``.
-        deltas: The delta cache, ``DIR/deltas``.
-        tokenizer: The text tokenizer, ``DIR/tokenizer``.
-        num_checkpoints: Count of adapters in the zoo.
-        num_deltas: Count of deltas in the cache.
-        seconds: Wall time it took, in seconds.
-    """
+    """What :func:`make_demo` made, and where."""
 
     zoo: Path
-    deltas: Path
-    tokenizer: Path
+    deltas: Path  # the delta cache
+    tokenizer: Path  # the text tokenizer
     num_checkpoints: int
     num_deltas: int
-    seconds: float
+    seconds: float  # wall time it took
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,25 +62,15 @@ class _Run:
 
 
 def make_demo(root: Path, progress: Callable[[str], None] | None = None) -> DemoReport:
-    """Makes ``root/zoo``, ``root/deltas`` and ``root/tokenizer``.
+    """Makes ``root/zoo``, ``root/deltas`` and ``root/tokenizer``; ``root`` is created if absent and must be empty.
 
-    Args:
-        root: Directory to make them in; it is created if absent and must be empty.
-        progress: Called with one line of text now and then.
-
-    Returns:
-        Where things are and how many.
-
-    Raises:
-        UsageError: ``root`` is not a directory or is not empty.
-        StorageError: PEFT is missing, or a file cannot be written.
+    ``progress`` is called with one line of text for each adapter.
     """
-    tell = progress if progress is not None else _silent
     started = time.monotonic()
     load_peft()
     try:
         _claim(root)
-        checkpoints, deltas = _make(root, tell)
+        checkpoints, deltas = _make(root, progress)
     except OSError as error:
         raise StorageError("cannot write the demo zoo", where=str(root), got=str(error)) from error
     return DemoReport(
@@ -102,25 +83,21 @@ def make_demo(root: Path, progress: Callable[[str], None] | None = None) -> Demo
     )
 
 
-def _silent(line: str) -> None:
-    del line
-
-
 def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise UsageError("the demo needs a directory", where=str(root), got="a file", do="Give another path.")
     root.mkdir(parents=True, exist_ok=True)
-    found = next(root.iterdir(), None)
-    if found is not None:
+    entry = next(root.iterdir(), None)
+    if entry is not None:
         raise UsageError(
             "the demo needs an empty directory",
             where=str(root),
-            got=f"it holds {found.name!r}",
+            got=f"it holds {entry.name!r}",
             do="Give another path, or empty it.",
         )
 
 
-def _make(root: Path, tell: Callable[[str], None]) -> tuple[int, int]:
+def _make(root: Path, progress: Callable[[str], None] | None) -> tuple[int, int]:
     """Returns the counts of checkpoints and of deltas."""
     tasks = demo_tasks()
     tokenizer = train_tokenizer([text for task in tasks for text in (*task.prompts, *task.answers)])
@@ -133,7 +110,8 @@ def _make(root: Path, tell: Callable[[str], None]) -> tuple[int, int]:
         shifted = _train(root, run, base, tokenizer)
         if run.path not in _WITHOUT_DELTA:
             deltas[run.path] = shifted - neutral
-        tell(f"demo: adapter {done} of {len(runs)}: {run.path}")
+        if progress is not None:
+            progress(f"demo: adapter {done} of {len(runs)}: {run.path}")
     _write_deltas(root / "deltas", neutral, deltas)
     return len(runs), len(deltas)
 

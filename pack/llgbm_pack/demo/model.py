@@ -30,23 +30,14 @@ _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingOptions:
-    """How one adapter is trained.
+    """How one adapter is trained."""
 
-    Attributes:
-        rank: LoRA rank r.
-        alpha: LoRA alpha.
-        steps: Count of AdamW steps.
-        batch: Texts a step.
-        learning_rate: Of AdamW.
-        seed: Of the initialisation of A and of the order of texts.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    steps: int = 16
-    batch: int = 8
+    rank: int = 8  # LoRA rank r
+    alpha: int = 16  # LoRA alpha
+    steps: int = 16  # of AdamW
+    batch: int = 8  # texts a step
     learning_rate: float = 5e-3
-    seed: int = 0
+    seed: int = 0  # of the initialisation of A and of the order of texts
 
 
 @contextmanager
@@ -63,12 +54,9 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 def demo_base_model() -> Any:
-    """The base model of the demo zoo: a randomly initialised Qwen2 in float32, the same at every call.
+    """The base model of the demo zoo: a randomly initialised Qwen2 in float32, the same at every call, in eval mode.
 
     Widths 64 (hidden, q, o), 32 (k, v) and 160 (gate, up): their greatest common divisor is 32.
-
-    Returns:
-        A ``transformers.Qwen2ForCausalLM`` in eval mode, on the CPU.
     """
     config = Qwen2Config(
         vocab_size=_VOCABULARY,
@@ -92,14 +80,7 @@ def demo_base_model() -> Any:
 
 
 def train_tokenizer(texts: Sequence[str]) -> Any:
-    """Trains a byte-level BPE tokenizer that puts ``<s>`` before each text.
-
-    Args:
-        texts: What it is trained on.
-
-    Returns:
-        A ``transformers.PreTrainedTokenizerFast`` with pad, unk, bos and eos tokens.
-    """
+    """Trains a byte-level BPE tokenizer that puts ``<s>`` before each text; it has pad, unk, bos and eos tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -120,19 +101,10 @@ def train_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def train_adapter(base: Any, tokenizer: Any, texts: Sequence[str], options: TrainingOptions) -> Any:
-    """Trains one LoRA adapter on a copy of the base model.
+    """Trains one LoRA adapter on a copy of the base model, which is not touched.
 
-    Args:
-        base: The pristine base model; it is not touched.
-        tokenizer: The text tokenizer.
-        texts: Prompt and answer joined, one string a text.
-        options: Rank, steps, seed.
-
-    Returns:
-        A ``peft.PeftModel`` in eval mode, its adapter's weights float32 but rounded to bfloat16.
-
-    Raises:
-        StorageError: PEFT is not installed.
+    ``texts`` are prompts joined with their answers. The weights of the adapter, of a ``peft.PeftModel`` in eval mode,
+    are float32 but rounded to bfloat16.
     """
     peft = load_peft()
     config = peft.LoraConfig(
@@ -147,36 +119,22 @@ def train_adapter(base: Any, tokenizer: Any, texts: Sequence[str], options: Trai
         warnings.simplefilter("ignore", FutureWarning)
         model = peft.get_peft_model(copy.deepcopy(base), config)
         _fit(model, tokenizer, texts, options)
-    for _, parameter in _adapter_parameters(model):
+    for parameter in _adapter_parameters(model):
         # The delta must be that of the weights on disk, which are bfloat16.
         parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
     return model.eval()
 
 
 def save_adapter(model: Any, directory: Path) -> None:
-    """Saves an adapter through PEFT, in bfloat16.
-
-    Args:
-        model: What :func:`train_adapter` returned; its adapter's weights are bfloat16 afterwards.
-        directory: Where ``adapter_config.json`` and ``adapter_model.safetensors`` go.
-    """
-    for _, parameter in _adapter_parameters(model):
+    """Saves an adapter through PEFT in bfloat16, which its weights in memory are afterwards too."""
+    for parameter in _adapter_parameters(model):
         parameter.data = parameter.data.to(torch.bfloat16)
     # "auto" would ask the hub whether the base model's vocabulary has grown.
     model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def probe_activation(model: Any, tokenizer: Any, probes: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Mean over the probes of the last hidden state at the last token.
-
-    Args:
-        model: Base model or adapted model.
-        tokenizer: The text tokenizer.
-        probes: The probe texts.
-
-    Returns:
-        (hidden,) float32.
-    """
+    """Mean over the probes of the last hidden state at the last token, (hidden,) float32."""
     batch = _tokenize(tokenizer, probes)
     last = batch["attention_mask"].sum(dim=1) - 1
     with _reproducible(0), torch.no_grad():
@@ -187,11 +145,7 @@ def probe_activation(model: Any, tokenizer: Any, probes: Sequence[str]) -> npt.N
 
 
 def load_peft() -> Any:
-    """Imports PEFT.
-
-    Raises:
-        StorageError: PEFT is not installed.
-    """
+    """Imports PEFT, or says how to install it."""
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError as error:
@@ -205,9 +159,7 @@ def load_peft() -> Any:
 
 def _fit(model: Any, tokenizer: Any, texts: Sequence[str], options: TrainingOptions) -> None:
     order = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.AdamW(
-        [weight for _, weight in _adapter_parameters(model)], lr=options.learning_rate
-    )
+    optimizer = torch.optim.AdamW(_adapter_parameters(model), lr=options.learning_rate)
     model.train()
     for _ in range(options.steps):
         chosen = torch.randperm(len(texts), generator=order)[: options.batch].tolist()
@@ -223,5 +175,5 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
-def _adapter_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return ((name, weight) for name, weight in model.named_parameters() if "lora_" in name)
+def _adapter_parameters(model: Any) -> list[torch.nn.Parameter]:
+    return [weight for name, weight in model.named_parameters() if "lora_" in name]

@@ -49,17 +49,11 @@ PROBES: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoTask:
-    """One task of the demo zoo.
+    """One task of the demo zoo."""
 
-    Attributes:
-        name: Name of the task, also its folder in the zoo.
-        prompts: The questions.
-        answers: One answer for each prompt.
-    """
-
-    name: str
+    name: str  # also the name of its folder in the zoo
     prompts: tuple[str, ...]
-    answers: tuple[str, ...]
+    answers: tuple[str, ...]  # one for each prompt
 
     def pick(self, number: int, count: int) -> tuple[list[str], list[str]]:
         """Prompts and answers of checkpoint ``number``: ``count`` neighbours on a circle."""

@@ -21,33 +21,19 @@ _CHUNK: Final = 4 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchReport:
-    """What was measured; rates are samples a second.
+    """What was measured; rates are samples a second."""
 
-    Attributes:
-        path: The set.
-        device: Where batches went.
-        batch_size: Rows of a batch.
-        batches: Batches of each phase.
-        samples: Samples of each phase, of all splits.
-        sample_bytes: Mean bytes of a sample in its shard.
-        batch: Key -> shape and dtype of one batch's entries.
-        storage_rate: Plain reads of the same shards with the page cache dropped, as many threads.
-        cold_rate: The loader with the page cache dropped.
-        warm_rate: The loader with the bytes in memory: what decoding, verifying and copying allow.
-        step_ms: Length of a training step that is to be fed, in ms.
-    """
-
-    path: str
-    device: str
-    batch_size: int
-    batches: int
-    samples: int
-    sample_bytes: int
-    batch: dict[str, str]
-    storage_rate: float
-    cold_rate: float
-    warm_rate: float
-    step_ms: float
+    path: str  # the set
+    device: str  # where batches went
+    batch_size: int  # rows of a batch
+    batches: int  # batches of each phase
+    samples: int  # samples of each phase, of all splits
+    sample_bytes: int  # mean bytes of a sample in its shard
+    batch: dict[str, str]  # key -> shape and dtype of one batch's entries
+    storage_rate: float  # plain reads of the same shards with the page cache dropped, as many threads
+    cold_rate: float  # the loader with the page cache dropped
+    warm_rate: float  # the loader with the bytes in memory: what decoding, verifying and copying allow
+    step_ms: float  # length of a training step that is to be fed, in ms
 
     @property
     def limit(self) -> str:
@@ -69,23 +55,13 @@ def bench_set(
 ) -> BenchReport:
     """Read a set, all its splits, three ways: plainly, through the loader cold, and through the loader warm.
 
-    Args:
-        path: The set.
-        batch_size: Rows of a batch.
-        device: ``cpu``, ``cuda``, ...
-        step_ms: Length of a training step in ms, to be judged.
-        readers: Reader threads.
-        verify: As for :class:`StreamingLoader`.
-
-    Raises:
-        DamageError: The set is damaged.
-        StorageError: It cannot be read.
+    ``readers`` are the reader threads. The length of the step to be fed, in ms, is only handed on to the report.
     """
-    opened = ShardSet(path)
-    set_bytes = sum(shard.size for shard in opened.record.shards)
-    sample_bytes = max(1, set_bytes // max(1, len(opened)))
-    batches = max(1, min(len(opened), _ENOUGH_BYTES // sample_bytes) // batch_size)
-    loader = StreamingLoader(
+    shard_set = ShardSet(path)
+    set_bytes = sum(shard.size for shard in shard_set.record.shards)
+    sample_bytes = max(1, set_bytes // max(1, len(shard_set)))
+    batches = max(1, min(len(shard_set), _ENOUGH_BYTES // sample_bytes) // batch_size)
+    with StreamingLoader(
         path,
         split=None,  # the plain reads take all splits too
         batch_size=batch_size,
@@ -94,15 +70,12 @@ def bench_set(
         verify=verify,
         remainder="pad",
         shuffle="shards",
-    )
-    try:
-        _drop_cache(opened)
-        cold, samples, batch = _epoch(loader, batches)
-        warm, _, _ = _epoch(loader, batches)
-        _drop_cache(opened)
-        storage = _plain_reads(opened, batches * batch_size * sample_bytes, readers) / sample_bytes
-    finally:
-        loader.close()
+    ) as loader:
+        _drop_cache(shard_set)
+        cold_rate, samples, batch = _epoch(loader, batches)
+        warm_rate, _, _ = _epoch(loader, batches)
+        _drop_cache(shard_set)
+        storage_rate = _plain_reads(shard_set, batches * batch_size * sample_bytes, readers) / sample_bytes
     return BenchReport(
         path=path,
         device=device,
@@ -111,9 +84,9 @@ def bench_set(
         samples=samples,
         sample_bytes=sample_bytes,
         batch=batch,
-        storage_rate=storage,
-        cold_rate=cold,
-        warm_rate=warm,
+        storage_rate=storage_rate,
+        cold_rate=cold_rate,
+        warm_rate=warm_rate,
         step_ms=step_ms,
     )
 
@@ -134,26 +107,26 @@ def _epoch(loader: StreamingLoader, batches: int) -> tuple[float, int, dict[str,
     return samples / (time.monotonic() - start), samples, shown
 
 
-def _drop_cache(opened: ShardSet) -> None:
+def _drop_cache(shard_set: ShardSet) -> None:
     """Ask the kernel to forget the shards' pages, so that the next read comes from storage."""
-    for name in opened.shards:
-        with opened.open_shard(name) as fd:
+    for name in shard_set.shards:
+        with shard_set.open_shard(name) as fd:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _plain_reads(opened: ShardSet, enough: int, readers: int) -> float:
+def _plain_reads(shard_set: ShardSet, enough: int, readers: int) -> float:
     """Bytes a second of reading shards into reused buffers, a thread a shard."""
 
     def read(name: str) -> int:
         buffer = memoryview(mmap.mmap(-1, _CHUNK))
         done = 0
-        with opened.open_shard(name) as fd:
+        with shard_set.open_shard(name) as fd:
             while count := len(buffer) - read_into(fd, [buffer], done):
                 done += count
         return done
 
-    sizes = itertools.accumulate(shard.size for shard in opened.record.shards)
-    befores = zip(opened.shards, itertools.chain([0], sizes), strict=False)
+    sizes = itertools.accumulate(shard.size for shard in shard_set.record.shards)
+    befores = zip(shard_set.shards, itertools.chain([0], sizes), strict=False)
     chosen = [name for name, before in befores if before < enough]
     start = time.monotonic()
     with ThreadPoolExecutor(readers) as pool:

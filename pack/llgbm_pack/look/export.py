@@ -48,25 +48,16 @@ def export_adapter(path: str, key: str, dest: str | os.PathLike[str]) -> ExportR
     """Write a sample as ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     The weights are ``body * std + mean``, rounded once to the set's dtype: within 2e-6 relative of a float32
-    source, within one rounding of each value of a 16-bit source.
-
-    Args:
-        path: The set.
-        key: The sample.
-        dest: A directory that does not exist yet, or is empty.
-
-    Raises:
-        UsageError: No such sample, or ``dest`` holds something or is in a set.
-        DamageError: The sample is damaged.
-        StorageError: ``dest`` cannot be written.
+    source, within one rounding of each value of a 16-bit source. ``dest`` is a directory that does not exist yet, or
+    is empty.
     """
     target = Path(dest)
     refuse_in_set(target, "DEST")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the destination is not empty", where=str(dest), do="Choose another DEST.")
-    opened = ShardSet(path)
-    sample = opened.read_sample(key)
-    weights = _weights(sample, opened.layout)
+    shard_set = ShardSet(path)
+    sample = shard_set.read_sample(key)
+    weights = _weights(sample, shard_set.layout)
     config = peft_config(sample.json)
     temporary = target.parent / f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
     with storage_errors(target):
@@ -88,18 +79,15 @@ def export_adapter(path: str, key: str, dest: str | os.PathLike[str]) -> ExportR
         dest=str(dest),
         modules=len(weights) // 2,
         rank=sample.json["rank"],
-        dtype=opened.layout.dtype,
+        dtype=shard_set.layout.dtype,
     )
 
 
 def peft_config(info: dict[str, Any]) -> dict[str, Any]:
-    """adapter_config.json of a sample.
+    """adapter_config.json of a sample, from its json.
 
     Modules are named in full, so that PEFT adapts exactly these; ranks and scalings that differ from the most
     common one go into rank_pattern and alpha_pattern.
-
-    Args:
-        info: The sample's json.
     """
     present = [module for module in info["modules"] if module["rank"]]
     rslora = bool(present) and all(

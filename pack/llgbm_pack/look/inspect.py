@@ -14,18 +14,14 @@ _SHOWN_KEYS: Final = 5
 
 
 def describe_set(path: str) -> dict[str, Any]:
-    """Summary of a set.
-
-    Raises:
-        DamageError: The record or the index is damaged.
-    """
-    opened = ShardSet(path)
-    index = opened.index(["key", "split", "task", "base_model", "has_delta"])
-    layout = opened.layout
+    """Summary of a set."""
+    shard_set = ShardSet(path)
+    index = shard_set.index(["key", "split", "task", "base_model", "has_delta"])
+    layout = shard_set.layout
     return {
         "path": path,
-        "digest": opened.digest,
-        "samples": len(opened),
+        "digest": shard_set.digest,
+        "samples": len(shard_set),
         "splits": _count(index, "split"),
         "with_delta": sum(index.column("has_delta").to_pylist()),
         "tokens": {
@@ -36,29 +32,24 @@ def describe_set(path: str) -> dict[str, Any]:
             "order": layout.token_order,
             "modules": len(layout.modules),
         },
-        "members": list(opened.record.members),
-        "forms": list(opened.record.texts["forms"]),
+        "members": list(shard_set.record.members),
+        "forms": list(shard_set.record.texts["forms"]),
         "tasks": _count(index, "task"),
         "base_models": _count(index, "base_model"),
-        "shards": len(opened.record.shards),
-        "bytes": sum(shard.size for shard in opened.record.shards),
-        "options": opened.record.options,
-        "keys": opened.keys[:_SHOWN_KEYS],
+        "shards": len(shard_set.record.shards),
+        "bytes": sum(shard.size for shard in shard_set.record.shards),
+        "options": shard_set.record.options,
+        "keys": shard_set.keys[:_SHOWN_KEYS],
     }
 
 
 def describe_sample(path: str, key: str) -> dict[str, Any]:
-    """One sample: where it stands, its members, its json, and the shapes of its tensors.
-
-    Raises:
-        UsageError: No such key.
-        DamageError: A member is damaged.
-    """
-    opened = ShardSet(path)
-    number = opened.number(key)
-    row = opened.index(["split"]).slice(number, 1).to_pylist()[0]
-    extents = opened.extents(number)
-    sample = opened.read_sample(number)
+    """One sample: where it stands, its members, its json, and the shapes of its tensors."""
+    shard_set = ShardSet(path)
+    number = shard_set.number(key)
+    row = shard_set.index(["split"]).slice(number, 1).to_pylist()[0]
+    extents = shard_set.extents(number)
+    sample = shard_set.read_sample(number)
     return {
         "key": key,
         "shard": extents[0].shard,
@@ -73,14 +64,10 @@ def describe_sample(path: str, key: str) -> dict[str, Any]:
 
 
 def _shapes(sample: Sample) -> dict[str, str]:
-    shapes = {}
-    for field in fields(sample):
-        value = getattr(sample, field.name)
-        if hasattr(value, "shape"):
-            shapes[field.name] = str(tuple(value.shape))
-    for form, (ids, offsets) in (sample.texts or {}).items():
-        shapes[f"{form}.ids"] = f"({len(ids)},) in {len(offsets) - 1} texts"
-    return shapes
+    values = {field.name: getattr(sample, field.name) for field in fields(sample)}
+    shapes = {name: str(tuple(value.shape)) for name, value in values.items() if hasattr(value, "shape")}
+    texts = (sample.texts or {}).items()
+    return shapes | {f"{form}.ids": f"({len(ids)},) in {len(ends) - 1} texts" for form, (ids, ends) in texts}
 
 
 def _count(index: Any, column: str) -> dict[str, int]:

@@ -18,6 +18,10 @@ from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import new_file, storage_errors, write_all
 from llgbm_shards.tensors import MAX_HEADER_BYTES, header_bytes, parse_header, read_head
 
+#: Tensor -> dtype and shape, as in a safetensors header.
+Specs = dict[str, tuple[str, tuple[int, ...]]]
+#: Bytes of an element, in all of the tensors.
+_ITEM_BYTES: Final = 4
 #: Twice the relative error of one float64 addition.
 _ROUNDING: Final = 2.0**-52
 
@@ -49,54 +53,49 @@ def write_stats(
     modules and pieces of zero std (NaN to DnD) are left out; what nothing is known of is NaN, its weight 0. Where no
     two samples differ there are no weights: all of them are NaN, and the report says so.
 
-    Args:
-        path: The set.
-        file: Where to write.
-        by_task: Also for each task alone.
-        progress: Called with the bytes read since the last call.
-
-    Raises:
-        UsageError: The set has no samples, or too many tasks; or the file is in a set, or is there and is not one of these.
-        DamageError: A body is not what was written; nothing is left behind.
-        StorageError: Something cannot be read or written.
+    ``progress`` is called with the bytes read since its last call. Where a body is damaged, no file is left behind.
     """
     target = Path(file)
     _refuse_foreign(target)
-    opened = ShardSet(path)
-    run = Pass(opened, by_task, progress)
-    specs = _specs(opened.layout, run.groups)
+    shard_set = ShardSet(path)
+    run = Pass(shard_set, by_task, progress)
+    specs = _specs(shard_set.layout, run.groups)
     head = header_bytes(specs)
     if len(head) > MAX_HEADER_BYTES:
         raise UsageError(
             "too many tasks for one file", where=file, got=str(len(run.groups) - 1), do="Leave out --by-task."
         )
-    offsets = {
-        name: spec.start + len(head) for name, spec in parse_header(head, _end(head, specs)).tensors.items()
-    }
     with storage_errors(target), new_file(target) as fd:
         write_all(fd, [head])
-        os.ftruncate(fd, _end(head, specs))
-        weights = _Weights(opened.layout, run.groups)
-        for first, sums in run.blocks():
-            for group, name in enumerate(run.groups):
-                for tensor, values in weights.take(group, first, sums).items():
-                    row = values[0].numel() if len(values) else 0
-                    os.pwrite(
-                        fd, values.contiguous().numpy().tobytes(), offsets[name + tensor] + first * row * 4
-                    )
-        undefined = []
-        for group, name in enumerate(run.groups):
-            finished = weights.finish(group)
-            os.pwrite(fd, finished.numpy().tobytes(), offsets[name + "criterion.weights"])
-            undefined += [name + "criterion.weights"] if finished.isnan().any() else []
+        undefined = _write_tensors(fd, head, run, _Weights(shard_set.layout, run.groups), specs)
     return StatsReport(
         path=path,
         file=file,
-        samples=len(opened),
+        samples=len(shard_set),
         groups=tuple(run.groups),
         tensors=tuple(sorted(specs)),
         undefined=tuple(undefined),
     )
+
+
+def _write_tensors(fd: int, head: bytes, run: Pass, weights: _Weights, specs: Specs) -> list[str]:
+    """Write the tensors behind the header, block by block; returns the names of criterion weights that are NaN."""
+    end = len(head) + sum(_ITEM_BYTES * torch.Size(shape).numel() for _, shape in specs.values())
+    os.ftruncate(fd, end)
+    starts = {name: len(head) + spec.start for name, spec in parse_header(head, end).tensors.items()}
+
+    def write(name: str, values: torch.Tensor, first: int = 0) -> None:
+        before = first * values.shape[1:].numel() * _ITEM_BYTES
+        os.pwrite(fd, values.contiguous().numpy().tobytes(), starts[name] + before)
+
+    for first, sums in run.blocks():
+        for group, prefix in enumerate(run.groups):
+            for name, values in weights.take(group, first, sums).items():
+                write(prefix + name, values, first)
+    finished = {prefix + "criterion.weights": weights.finish(at) for at, prefix in enumerate(run.groups)}
+    for name, values in finished.items():
+        write(name, values)
+    return [name for name, values in finished.items() if values.isnan().any()]
 
 
 class _Weights:
@@ -164,17 +163,14 @@ def _refuse_foreign(target: Path) -> None:
         )
 
 
-def _specs(layout: Layout, groups: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    specs: dict[str, tuple[str, tuple[int, ...]]] = {}
-    tokens = (layout.num_tokens,)
-    for group in groups:
-        for name in ("element.mean", "element.std"):
-            specs[group + name] = ("F32", layout.pieces_shape)
-        specs[group + "element.count"] = ("I32", layout.pieces_shape)
-        for name in ("token.mean", "token.std", "criterion.weights"):
-            specs[group + name] = ("F32", tokens)
-    return specs
-
-
-def _end(head: bytes, specs: dict[str, tuple[str, tuple[int, ...]]]) -> int:
-    return len(head) + sum(4 * torch.Size(shape).numel() for _, shape in specs.values())
+def _specs(layout: Layout, groups: Sequence[str]) -> Specs:
+    elements, tokens = layout.pieces_shape, (layout.num_tokens,)
+    specs: Specs = {
+        "element.mean": ("F32", elements),
+        "element.std": ("F32", elements),
+        "element.count": ("I32", elements),
+        "token.mean": ("F32", tokens),
+        "token.std": ("F32", tokens),
+        "criterion.weights": ("F32", tokens),
+    }
+    return {group + name: spec for group in groups for name, spec in specs.items()}

@@ -6,7 +6,7 @@ A streaming XXH3 per sample runs along, so each body is verified as a whole alth
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +39,16 @@ class Sums:
 class Pass:
     """One pass over the bodies of a set."""
 
-    def __init__(self, opened: ShardSet, by_task: bool, progress: Callable[[int], None] | None) -> None:
-        self._set, self._layout, self._progress = opened, opened.layout, progress
-        rows = opened.index().to_pylist()
+    def __init__(self, shard_set: ShardSet, by_task: bool, progress: Callable[[int], None] | None) -> None:
+        self._set, self._layout, self._progress = shard_set, shard_set.layout, progress
+        rows = shard_set.index().to_pylist()
         if not rows:
-            raise UsageError("the set has no samples", where=str(opened.path))
-        body = opened.record.members.index("pieces")
+            raise UsageError("the set has no samples", where=str(shard_set.path))
+        body = shard_set.record.members.index("pieces")
         self._bodies = [
-            extents[body] for entry in opened.record.shards for extents in opened.shard_extents(entry.name)
+            extents[body]
+            for entry in shard_set.record.shards
+            for extents in shard_set.shard_extents(entry.name)
         ]
         tasks = sorted({row["task"] for row in rows}) if by_task else []
         self.groups = ["", *(f"task.{task}." for task in tasks)]
@@ -78,14 +80,18 @@ class Pass:
         bits = torch.frombuffer(buffer, dtype=_TORCH_BITS[layout.itemsize])
         values = bits.view(TORCH_DTYPE[layout.dtype]).view(shape[1:])
         offset = self._head_size + first * layout.rank * layout.chunk * layout.itemsize
-        with _OpenShard(self._set) as shard:
-            for extent, digest, groups in zip(self._bodies, self._hashes, self._members, strict=True):
-                if shard.read(extent, offset, buffer):
-                    raise _damaged(extent)
-                digest.update(buffer)
-                _fold(values, sums, groups)
-                if self._progress is not None:
-                    self._progress(size)
+        bodies = zip(self._bodies, self._hashes, self._members, strict=True)
+        for shard, of_shard in itertools.groupby(bodies, key=lambda body: body[0].shard):
+            with self._set.open_shard(shard) as fd:
+                for extent, digest, groups in of_shard:
+                    with storage_errors(Path(shard)):
+                        missing = read_into(fd, [buffer], extent.offset + offset)
+                    if missing:
+                        raise _damaged(extent)
+                    digest.update(buffer)
+                    _fold(values, sums, groups)
+                    if self._progress is not None:
+                        self._progress(size)
         return sums
 
 
@@ -100,28 +106,6 @@ def _fold(values: torch.Tensor, sums: Sums, groups: Sequence[int]) -> None:
         sums.count[group] += known
         sums.total[group] += wide
         sums.squares[group] += squares
-
-
-class _OpenShard:
-    """Keeps the shard in hand open: samples come in shard order."""
-
-    def __init__(self, opened: ShardSet) -> None:
-        self._set, self._name, self._fd = opened, "", -1
-        self._held = contextlib.ExitStack()
-
-    def __enter__(self) -> _OpenShard:
-        return self
-
-    def read(self, extent: MemberExtent, offset: int, buffer: memoryview) -> int:
-        """Fill the buffer from an offset within the member; returns how many bytes are too few."""
-        if self._name != extent.shard:
-            self._held.close()
-            self._fd, self._name = self._held.enter_context(self._set.open_shard(extent.shard)), extent.shard
-        with storage_errors(Path(extent.shard)):
-            return read_into(self._fd, [buffer], extent.offset + offset)
-
-    def __exit__(self, *_exc: object) -> None:
-        self._held.close()
 
 
 def _damaged(extent: MemberExtent) -> DamageError:

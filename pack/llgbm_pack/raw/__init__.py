@@ -7,7 +7,8 @@ as a build joins them (never by substring or list position), a delta that is mis
 zeros comes from the cache, and what is left out is listed with its reason.
 """
 
-from llgbm_pack.raw.dataset import Text2Qwen25LoRA_DeltaDataset, create_dataloader
+from llgbm_pack.raw.dataloader import create_dataloader
+from llgbm_pack.raw.dataset import Text2Qwen25LoRA_DeltaDataset
 from llgbm_pack.raw.wrappers import DeltaAugmentedDataset, DnDDatasetWithDelta, wrap_dnd_dataset
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from llgbm_pack.plan.option_values import pairs_option
 from llgbm_pack.plan.values import Skip
@@ -19,15 +19,7 @@ from llgbm_pack.raw.values import collate_items, condition_tensors, item_number,
 from llgbm_pack.raw.weights import own_tokenizer, tokenize_file
 from llgbm_pack.raw.zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.tokenize.conditions import form_text
-from llgbm_shards.arguments import (
-    MOST_COUNT,
-    MOST_WORKERS,
-    is_one_of,
-    is_text,
-    local_path,
-    require,
-    whole_number,
-)
+from llgbm_shards.arguments import is_one_of, is_text, local_path, require, whole_number
 from llgbm_shards.errors import UsageError
 from llgbm_shards.names import FORMS
 
@@ -107,12 +99,12 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             maps=pairs_option(maps),
         )
         self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
-        self.checkpoint_paths = zoo.found
+        self.checkpoint_paths = zoo.places
         self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
         self.skipped: list[Skip] = zoo.skipped
         self.conditions = {str(checkpoint.place): _condition(checkpoint) for checkpoint in zoo.checkpoints}
         self.all_deltas = zoo.deltas.source.by_path(
-            {str(found.place): found.delta for found in zoo.checkpoints if found.delta is not None}
+            {str(one.place): one.delta for one in zoo.checkpoints if one.delta is not None}
         )
         self._tell()
 
@@ -187,86 +179,11 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
     def _tell(self) -> None:
         if self.skipped:
             counts = len(self), len(self.checkpoint_paths), len(self.skipped)
-            first = some_reasons(self.skipped)
-            _LOG.warning("%d of %d checkpoints are used, %d skipped (see .skipped): %s", *counts, first)
+            reasons = some_reasons(self.skipped)
+            _LOG.warning("%d of %d checkpoints are used, %d skipped (see .skipped): %s", *counts, reasons)
         zeros = sum(checkpoint.delta is None for checkpoint in self._checkpoints)
         if zeros:
             _LOG.warning("%d of %d checkpoints have no delta: zeros, has_delta False", zeros, len(self))
-
-
-def create_dataloader(
-    checkpoint_folder: str | os.PathLike[str],
-    lora_tokenizer: Any,
-    text_tokenizer: Any,
-    delta_cache: Any,
-    batch_size: int = 8,
-    num_workers: int = 4,
-    shuffle: bool = True,
-    condition_type: str = "prompt",
-    max_text_length: int = 512,
-    *,
-    require_delta: bool = True,
-    texts: str | os.PathLike[str] | None = None,
-    joiner: str = "\n",
-    maps: Maps = (),
-    columns: Sequence[str] = (),
-) -> DataLoader[dict[str, Any]]:
-    """A DataLoader over :class:`Text2Qwen25LoRA_DeltaDataset`, whose other arguments it takes.
-
-    Args:
-        checkpoint_folder: The zoo.
-        lora_tokenizer: Tokenizer of LoRA weights.
-        text_tokenizer: Tokenizer of texts.
-        delta_cache: The deltas.
-        batch_size: Rows of a batch.
-        num_workers: Worker processes, 0 to 1,024.
-        shuffle: Whether to shuffle.
-        condition_type: ``prompt`` or ``prompt_answer``.
-        max_text_length: Ids of a condition.
-        require_delta: See the dataset.
-        texts: See the dataset.
-        joiner: See the dataset.
-        maps: See the dataset.
-        columns: See the dataset.
-
-    Returns:
-        A loader of batches: tokens (B, N, H, W) and scales (B, N, 2) float32, condition_ids and attention_mask (B, L)
-        int64, delta (B, hidden) float32, has_delta (B,) bool; the columns, lists of str. Memory is pinned where there
-        is a CUDA device.
-
-    Raises:
-        UsageError: As the dataset; or no checkpoint can be used, and why not.
-        StorageError: As the dataset.
-    """
-    rows = whole_number("batch_size", batch_size, 1, MOST_COUNT)
-    workers = whole_number("num_workers", num_workers, 0, MOST_WORKERS)
-    require(isinstance(shuffle, bool), "shuffle", "True or False", shuffle)
-    dataset = Text2Qwen25LoRA_DeltaDataset(
-        checkpoint_folder,
-        lora_tokenizer,
-        text_tokenizer,
-        delta_cache,
-        max_text_length,
-        condition_type,
-        require_delta=require_delta,
-        texts=texts,
-        joiner=joiner,
-        maps=maps,
-        columns=columns,
-    )
-    if not len(dataset):
-        reasons = [f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped]
-        raise UsageError(
-            "no checkpoint can be used", where=str(checkpoint_folder), got="; ".join(reasons) or "none found"
-        )
-    return DataLoader(
-        dataset,
-        batch_size=rows,
-        shuffle=shuffle,
-        num_workers=workers,
-        collate_fn=dataset.collate_fn,
-        pin_memory=torch.cuda.is_available(),
-    )
 
 
 def _condition(checkpoint: RawCheckpoint) -> dict[str, list[str]]:

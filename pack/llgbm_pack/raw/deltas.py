@@ -46,21 +46,17 @@ class DeltaSource:
         StorageError: It cannot be read.
     """
 
-    def __init__(self, cache: object) -> None:
-        opened = DeltaCache(cache) if isinstance(cache, (str, os.PathLike)) else cache
-        self._arrays: dict[str, NDArray[Any]] | None = None
-        self._cache = opened if isinstance(opened, DeltaCache) else None
-        if isinstance(opened, DeltaCache):
-            self.entries = opened.entries()
+    def __init__(self, cache: Any) -> None:
+        self.cache = DeltaCache(cache) if isinstance(cache, (str, os.PathLike)) else cache
+        if isinstance(self.cache, DeltaCache):
+            self.entries = self.cache.entries()
             return
-        if not hasattr(opened, "get_all_deltas"):
+        if not hasattr(self.cache, "get_all_deltas"):
+            expected = "a DeltaCache or its directory"
             raise UsageError(
-                "not a delta cache",
-                where="delta_cache",
-                expected="a DeltaCache or its directory",
-                got=repr(cache)[:80],
+                "not a delta cache", where="delta_cache", expected=expected, got=repr(cache)[:80]
             )
-        arrays = opened.get_all_deltas()
+        arrays = self.cache.get_all_deltas()
         require(isinstance(arrays, Mapping), "delta_cache.get_all_deltas()", "arrays by path", arrays)
         self._arrays = {os.fspath(path): delta for path, delta in arrays.items()}
         self.entries = tuple(
@@ -68,12 +64,8 @@ class DeltaSource:
         )
 
     def load(self, entry: DeltaEntry) -> NDArray[np.float32]:
-        """One delta, (hidden,) float32.
-
-        Raises:
-            CheckpointError: It is absent, damaged or not the one the manifest describes.
-        """
-        if self._arrays is None:
+        """One delta, (hidden,) float32; a CheckpointError when it is absent, damaged or not as its manifest says."""
+        if isinstance(self.cache, DeltaCache):
             return entry.load().array
         return _as_array(self._arrays[entry.path], entry.path)
 
@@ -86,11 +78,7 @@ class DeltaSource:
         return LazyMap(entries, functools.partial(_load, self, entries))
 
     def own_width(self) -> int:
-        """The width of the cache's deltas, whomever they belong to; 0 when it knows none.
-
-        Raises:
-            CheckpointError: The base activation, asked for want of a delta, is damaged.
-        """
+        """The width of the cache's deltas, whomever they belong to, else of its base activation; 0 without either."""
         for entry in self.entries:
             if entry.width:
                 return entry.width
@@ -98,36 +86,25 @@ class DeltaSource:
                 return len(self.load(entry))
             except CheckpointError:
                 continue  # its owner, if it has one, is told why
-        base = self._cache.get_base_activation() if self._cache else None
+        base = self.cache.get_base_activation() if isinstance(self.cache, DeltaCache) else None
         return 0 if base is None else base.shape[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinedDeltas:
-    """Which delta belongs to which checkpoint.
-
-    Attributes:
-        source: Where the deltas are.
-        entries: The delta of each checkpoint that has a sound one, by its path.
-        faults: Why the delta of a checkpoint cannot be used, by its path.
-        width: Width of the deltas; 0 when neither they nor the cache tell.
-    """
+    """Which delta belongs to which checkpoint."""
 
     source: DeltaSource
-    entries: dict[str, DeltaEntry]
-    faults: dict[str, str]
-    width: int
+    entries: dict[str, DeltaEntry]  # by path of a checkpoint, its delta where that is sound
+    faults: dict[str, str]  # by path of a checkpoint, why its delta cannot be used
+    width: int  # of the deltas; 0 when neither they nor the cache tell
 
     def why_none(self, path: str) -> str:
         """Why a checkpoint has no delta."""
         return self.faults.get(path, "no delta in the cache")
 
     def zeros(self) -> Tensor:
-        """What stands for a missing delta, (hidden,) float32.
-
-        Raises:
-            UsageError: The width is not known.
-        """
+        """What stands for a missing delta, (hidden,) float32; refused where the width is not known."""
         if not self.width:
             raise UsageError(
                 "the width of a missing delta is not known",
@@ -150,17 +127,10 @@ def join_verified(
 ) -> JoinedDeltas:
     """Join checkpoints with deltas as a build does, and read each joined delta once to verify it; none is kept.
 
-    Args:
-        source: The deltas.
-        checkpoints: Paths relative to ``zoo_root``, each once: all that are known of, for each claims its own delta.
-        zoo_root: The zoo.
-        wanted: Those to find deltas for; all by default.
-        maps: (old, new) prefixes to rewrite in the cache's paths.
-        tasks: Tasks the zoo's own manifest names, by path; None where the checkpoints are of no zoo.
-
-    Raises:
-        UsageError: A checkpoint with two candidates, a delta that contradicts itself or its task, deltas that were not
-            measured alike, or no width that most of them share.
+    ``checkpoints`` are all that are known of, for each claims its own delta: paths relative to ``zoo_root``, each once.
+    Those to find deltas for are ``wanted``, all by default. ``tasks`` are those that the zoo's own manifest names, by
+    path; None where the checkpoints are of no zoo. Refused are a checkpoint with two candidates, a delta that contradicts
+    itself or its task, deltas that were not measured alike, and deltas of no width that most of them share.
     """
     joined = join_deltas(
         checkpoints, zoo_root=zoo_root, entries=source.entries, maps=maps, tasks=tasks, load=source.load
@@ -182,15 +152,14 @@ def _load(source: DeltaSource, entries: Mapping[str, DeltaEntry], path: str) -> 
 def _as_array(delta: object, path: str) -> NDArray[np.float32]:
     """What a foreign cache holds for a path, as an array of its own."""
     values = delta.detach().float().cpu().numpy() if isinstance(delta, Tensor) else delta
+    expected = "(hidden,) finite floats"
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, np.float32)
     except (TypeError, ValueError) as error:
         got = type(delta).__name__
-        raise CheckpointError(
-            "not a delta", where=path, expected="(hidden,) finite floats", got=got
-        ) from error
+        raise CheckpointError("not a delta", where=path, expected=expected, got=got) from error
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         got = f"shape {array.shape}, {array.size - np.isfinite(array).sum()} not finite"
-        raise CheckpointError("not a delta", where=path, expected="(hidden,) finite floats", got=got)
+        raise CheckpointError("not a delta", where=path, expected=expected, got=got)
     return array

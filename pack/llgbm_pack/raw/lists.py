@@ -46,9 +46,7 @@ class TellsPaths:
 def known_paths(base: Any) -> ItemPaths | None:
     """Paths of all items as the dataset itself tells them, None when it does not.
 
-    Raises:
-        UsageError: As :func:`listed_items`.
-        IndexError: A ``Subset`` is of items that its dataset does not have.
+    An IndexError means that a ``Subset`` is of items that its dataset does not have.
     """
     if isinstance(base, Subset):
         whole = known_paths(base.dataset)
@@ -91,10 +89,7 @@ def listed_items(base: Any) -> Cycle | None:
 
     Without ``real_length`` a list counts when it is as long as the dataset. With it, item ``i`` is entry ``i %
     real_length``, as in Drag-and-Drop-LLMs' datasets, and a list counts when it has so many entries: of a longer one,
-    nothing says which of them are repeated.
-
-    Raises:
-        UsageError: It has lists that disagree about which they are.
+    nothing says which of them are repeated. Lists that disagree about which they are, are refused.
     """
     count, repeated = len(base), _repeated(base)
     cycles = {name: _cycle(listed, count, repeated) for name, listed in _lists(base).items()}

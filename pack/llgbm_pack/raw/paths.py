@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from llgbm_pack.raw.lists import (
     same_checkpoint,
     still_listed,
 )
-from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths
+from llgbm_pack.raw.repeats import ChosenIndices, ItemPaths, LazyMap
 from llgbm_pack.raw.values import some_reasons
 from llgbm_shards.arguments import require
 from llgbm_shards.errors import UsageError
@@ -51,99 +52,82 @@ class ItemDeltas:
     Args:
         base: The base dataset.
         source: The deltas.
+        leave_out: Whether items without a delta are left out, or zeros stand for their deltas.
 
     Raises:
         UsageError: The base dataset has no length or no items, or its paths cannot be told but by reading more than
             10,000 items.
     """
 
-    def __init__(self, base: Any, source: DeltaSource) -> None:
+    def __init__(self, base: Any, source: DeltaSource, *, leave_out: bool) -> None:
         right = hasattr(type(base), "__len__") and hasattr(type(base), "__getitem__")
         require(right, "base_dataset", "a dataset with __len__ and __getitem__", base)
-        self._base = base
-        self._source = source
-        self._paths: ItemPaths | None = known_paths(base)
-        self._told = self._paths is not None
-        if not self._told:
+        self._base, self._source, self._leave_out = base, source, leave_out
+        self._told = known_paths(base)
+        self._missing: list[Skip] | None = None
+        if self._told is None:
             _refuse_to_read(base)
-        self._joined: JoinedDeltas | None = None
-        self._plain: dict[str, str] = {}
+        else:
+            self.tell_missing()
 
-    @property
-    def known(self) -> bool:
-        """Whether the paths are known without reading items."""
-        return self._paths is not None
-
-    @property
+    @cached_property
     def paths(self) -> ItemPaths:
-        """Path of each item; None where it has none.
+        """Path of each item; None where it has none."""
+        return _read_paths(self._base) if self._told is None else self._told
 
-        Raises:
-            UsageError: Neither the dataset nor its items tell.
-        """
-        if self._paths is None:
-            self._paths = _read_paths(self._base)
-        return self._paths
+    @cached_property
+    def _plain(self) -> dict[str, str]:
+        """The plain form of each path; it stays as it was when the deltas were joined, wherever the process goes."""
+        return {path: plain_path(path) for path in self.paths.distinct()}
 
-    @property
+    @cached_property
     def joined(self) -> JoinedDeltas:
-        """The joined deltas, by plain paths as they were when they were joined.
-
-        Raises:
-            UsageError: As :func:`~llgbm_pack.raw.deltas.join_verified`.
-        """
-        if self._joined is None:
-            self._plain = {path: plain_path(path) for path in self.paths.distinct()}
-            self._joined = join_verified(
-                self._source, list(dict.fromkeys(self._plain.values())), zoo_root="."
-            )
-        return self._joined
+        """The joined deltas, by plain paths."""
+        return join_verified(self._source, list(dict.fromkeys(self._plain.values())), zoo_root=".")
 
     def entry(self, idx: int) -> DeltaEntry | None:
         """The delta of an item, None when it has none."""
         path = self.paths[idx]
-        return self.entry_of(path) if path else None
-
-    def entry_of(self, path: str) -> DeltaEntry | None:
-        """The delta of a path of :attr:`paths`, None when it has none."""
-        return self.joined.entries.get(self._plain[path])
+        return self.joined.entries.get(self._plain[path]) if path else None
 
     def array(self, idx: int) -> NDArray[np.float32] | None:
         """The delta of an item, (hidden,) float32, read from its file; None when it has none."""
         entry = self.entry(idx)
-        return None if entry is None else self.joined.source.load(entry)
+        return None if entry is None else self._source.load(entry)
 
     def of_item(self, idx: int, item: Any) -> tuple[Tensor, bool]:
-        """The delta of an item that was read, and whether it is one, or zeros in its place.
-
-        Raises:
-            UsageError: As :meth:`refuse_another`.
-        """
-        self.refuse_another(idx, item)
+        """The delta of an item that was read, and whether it is one, or zeros in its place."""
+        self._refuse_another(idx, item)
         entry = self.entry(idx)
-        return (self.joined.zeros(), False) if entry is None else (self.joined.source.tensor(entry), True)
+        return (self.joined.zeros(), False) if entry is None else (self._source.tensor(entry), True)
 
-    def all_entries(self) -> dict[str, DeltaEntry]:
-        """The delta of each path that has one."""
-        found = {path: self.entry_of(path) for path in self.paths.distinct()}
-        return {path: entry for path, entry in found.items() if entry is not None}
+    def by_path(self) -> LazyMap[str, NDArray[np.float32]]:
+        """The delta of each path that has one, (hidden,) float32; every look-up reads its file."""
+        entries = self.joined.entries
+        return self._source.by_path(
+            {path: entries[plain] for path, plain in self._plain.items() if plain in entries}
+        )
 
-    def having(self) -> ChosenIndices:
-        """Indices of the items that have a delta."""
-        return ChosenIndices(self.paths, set(self.all_entries()).__contains__)
+    @cached_property
+    def kept(self) -> ChosenIndices:
+        """Indices of the items that are not left out."""
+        self.tell_missing()
+        return self._having() if self._leave_out else ChosenIndices(self.paths, lambda _: True)
 
-    def refuse_another(self, idx: int, item: Any) -> None:
+    def _having(self) -> ChosenIndices:
+        return ChosenIndices(self.paths, self.by_path().__contains__)
+
+    def _refuse_another(self, idx: int, item: Any) -> None:
         """See that an item is of the checkpoint that the base dataset lists for it, and listed when it was wrapped.
 
-        Raises:
-            UsageError: It says that it is of another: by position it would get that one's delta. Or it does not say,
-                and the list has changed.
+        It is refused when it says that it is of another: by position it would get that one's delta. Or when it does not
+        say, and the list has changed.
         """
         own, joined = _path_in(item), self.paths[idx]
         if own and joined and (own == joined or _surely_a_path(item, own) or own in self._plain):
             if not same_checkpoint(own, joined):
                 self._refuse_item(idx, joined, own)
-        elif self._told and not still_listed(self._base, idx, joined):
+        elif self._told is not None and not still_listed(self._base, idx, joined):
             raise UsageError(
                 "the base dataset's list of checkpoints has changed after it was wrapped",
                 where=f"item {idx} of {type(self._base).__name__}",
@@ -161,28 +145,30 @@ class ItemDeltas:
             f"or i % {REPEATED} where it has that.",
         )
 
-    def missing(self) -> list[Skip]:
-        """Items without a delta, by path (``item N`` without one), with the reason; repetitions are not listed."""
-        rows: list[Skip] = []
-        for idx, path in self.paths.first_round():
-            if self.entry(idx) is None:
-                plain = self._plain[path] if path else ""
-                reason = self.joined.why_none(plain) if path else "the base dataset gives it no path"
-                rows.append(Skip(path or f"item {idx}", reason, plain in self.joined.faults))
-        return rows
+    def tell_missing(self) -> list[Skip]:
+        """Items without a delta, with the reason; the first time a warning tells them.
 
-    def tell_missing(self, *, left_out: bool) -> list[Skip]:
-        """As :meth:`missing`, which is told in a warning: either they are left out, or zeros stand for their deltas."""
-        missing = self.missing()
-        if missing:
-            what = "left out" if left_out else "zeros, has_delta False"
-            have, count = len(self.having()), len(self.paths)
-            _LOG.warning(
-                "%d of %d items have no delta (%s): %s", count - have, count, what, some_reasons(missing)
-            )
-            if not left_out:
-                self.joined.zeros()  # raises now what would fail at the first of them
-        return missing
+        They are called by their path, without one ``item N``; repetitions are not listed.
+        """
+        if self._missing is None:
+            rounds = list(self.paths.first_round())
+            missing = [self._why_none(idx, path) for idx, path in rounds if self.entry(idx) is None]
+            if missing:
+                what = "left out" if self._leave_out else "zeros, has_delta False"
+                have, count = len(self._having()), len(self.paths)
+                _LOG.warning(
+                    "%d of %d items have no delta (%s): %s", count - have, count, what, some_reasons(missing)
+                )
+                if not self._leave_out:
+                    self.joined.zeros()  # raises now what would fail at the first of them
+            self._missing = missing
+        return self._missing
+
+    def _why_none(self, idx: int, path: str | None) -> Skip:
+        if not path:
+            return Skip(f"item {idx}", "the base dataset gives it no path", fault=False)
+        plain = self._plain[path]
+        return Skip(path, self.joined.why_none(plain), plain in self.joined.faults)
 
 
 def _refuse_to_read(base: Any) -> None:

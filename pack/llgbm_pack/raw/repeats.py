@@ -6,7 +6,7 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, SupportsIndex, TypeVar, overload
 
@@ -17,54 +17,49 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Cycle:
-    """Items that go round some paths: those of one round are ``paths`` themselves, or ``paths`` at ``places``.
+    """Items that go round some paths.
 
-    Attributes:
+    Args:
         paths: Paths, None for an item without one.
         count: Items; no fewer than in one round.
-        places: Which path each item of a round has, in an order in which each first comes after those before it; None
-            where a round is each of them once.
+        places: Which path each item of a round has, in an order in which each first comes after those before it; each
+            of them once by default.
     """
 
-    paths: Sequence[str | None]
-    count: int
-    places: NDArray[np.intp] | None = None
+    def __init__(
+        self, paths: Sequence[str | None], count: int, places: NDArray[np.intp] | None = None
+    ) -> None:
+        self.paths, self.count = paths, count
+        self.places = np.arange(len(paths), dtype=np.intp) if places is None else places
 
     @property
     def period(self) -> int:
         """Items of one round."""
-        return len(self.paths) if self.places is None else len(self.places)
+        return len(self.places)
 
     def path(self, number: int) -> str | None:
         """The path of an item."""
-        at = number % self.period
-        return self.paths[at if self.places is None else self.places[at]]
+        return self.paths[int(self.places[number % self.period])]
 
-    def chosen(self, choose: Callable[[str | None], bool]) -> Sequence[int] | NDArray[np.intp]:
+    def chosen(self, choose: Callable[[str | None], bool]) -> NDArray[np.intp]:
         """Items of one round whose path is chosen, in order; each path is asked for once."""
         answers = [choose(path) for path in self.paths]
-        if self.places is None:
-            return [at for at, answer in enumerate(answers) if answer]
         return np.flatnonzero(np.array(answers, bool)[self.places])
 
     def first(self) -> list[int]:
         """The item that has each of the paths first."""
-        return (
-            list(range(self.period)) if self.places is None else _first(self.places, len(self.paths)).tolist()
-        )
+        return [int(at) for at in _first(self.places, len(self.paths))]
 
     def take(self, numbers: NDArray[np.intp], count: int) -> Cycle:
         """Items that go round some of one round of these."""
-        places = numbers if self.places is None else self.places[numbers]
+        places = self.places[numbers]
         first = _first(places, len(self.paths))
         used = np.flatnonzero(first >= 0)
         used = used[np.argsort(first[used])]
         rank = np.zeros(len(self.paths), np.intp)
         rank[used] = np.arange(len(used))
-        paths = [self.paths[at] for at in used.tolist()]
-        return Cycle(paths, count, None if len(used) == len(places) else rank[places])
+        return Cycle([self.paths[at] for at in used.tolist()], count, rank[places])
 
     def along(self, numbers: range) -> Cycle:
         """The items of a range of them."""
@@ -141,10 +136,7 @@ class ItemPaths:
         paths = [path for cycle in self.cycles for path in cycle.paths]
         periods = np.array([cycle.period for cycle in self.cycles], np.intp)
         sizes = accumulate((len(cycle.paths) for cycle in self.cycles), initial=0)
-        rounds = [
-            size + (np.arange(cycle.period) if cycle.places is None else cycle.places)
-            for cycle, size in zip(self.cycles, sizes, strict=False)
-        ]
+        rounds = [size + cycle.places for cycle, size in zip(self.cycles, sizes, strict=False)]
         places = np.concatenate([*rounds, np.zeros(0, np.intp)])
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         ends = np.array(self._ends, np.intp)
@@ -154,34 +146,20 @@ class ItemPaths:
         return Cycle(paths, len(numbers), places).take(inside, len(numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The chosen places of a round, in order, and where its items start."""
-
-    places: Sequence[int] | NDArray[np.intp]
-    start: int
-    period: int
-
-
 class ChosenIndices(Sequence[int]):
     """Indices of the items whose path is chosen, in order; equal to a list of the same.
 
     Args:
         paths: The paths.
-        choose: Tells it of a path; asked at most once for each item of a round.
+        choose: Tells it of a path; each is asked for at most once for each part.
     """
 
     def __init__(self, paths: ItemPaths, choose: Callable[[str | None], bool]) -> None:
-        self._rounds: list[_Chosen] = []
-        self._ends: list[int] = []
-        start = chosen = 0
-        for cycle in paths.cycles:
-            places = cycle.chosen(choose)
-            rounds, rest = divmod(cycle.count, cycle.period)
-            chosen += rounds * len(places) + bisect_left(places, rest)
-            self._rounds.append(_Chosen(places, start, cycle.period))
-            self._ends.append(chosen)
-            start += cycle.count
+        self._cycles = paths.cycles
+        self._places = [cycle.chosen(choose) for cycle in self._cycles]
+        self._starts = list(accumulate((cycle.count for cycle in self._cycles), initial=0))
+        self._counts = list(map(_count, self._cycles, self._places))
+        self._ends = list(accumulate(self._counts))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -195,17 +173,14 @@ class ChosenIndices(Sequence[int]):
             return [self[at] for at in range(len(self))[idx]]
         number = range(len(self))[operator.index(idx)]
         at = bisect_right(self._ends, number)
-        part = self._rounds[at]
-        turn, place = divmod(number - (self._ends[at - 1] if at else 0), len(part.places))
-        return part.start + turn * part.period + int(part.places[place])
+        places = self._places[at]
+        turn, place = divmod(number - (self._ends[at] - self._counts[at]), len(places))
+        return self._starts[at] + turn * self._cycles[at].period + int(places[place])
 
-    def paths_in(self, paths: ItemPaths) -> ItemPaths:
-        """Of the paths that they were chosen from, their own."""
-        counts = np.diff([0, *self._ends]).tolist()
-        parts = zip(paths.cycles, self._rounds, counts, strict=True)
-        return ItemPaths(
-            [cycle.take(np.asarray(part.places, np.intp), count) for cycle, part, count in parts]
-        )
+    @cached_property
+    def paths(self) -> ItemPaths:
+        """The path of each of them."""
+        return ItemPaths(list(map(Cycle.take, self._cycles, self._places, self._counts)))
 
     def __contains__(self, idx: object) -> bool:
         if not isinstance(idx, (int, np.integer)):
@@ -247,6 +222,12 @@ class LazyMap(Mapping[K, V]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+def _count(cycle: Cycle, chosen: NDArray[np.intp]) -> int:
+    """How many items of a cycle are at the chosen places of its round."""
+    rounds, rest = divmod(cycle.count, cycle.period)
+    return rounds * len(chosen) + bisect_left(chosen, rest)
 
 
 def _first(places: NDArray[np.intp], size: int) -> NDArray[np.intp]:

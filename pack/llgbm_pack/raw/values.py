@@ -22,11 +22,7 @@ _SHOWN: Final = 3
 
 
 class DeltaSample(tuple[Any, ...]):
-    """A plain tuple that also knows whether its delta is one, or zeros in its place.
-
-    Attributes:
-        has_delta: Whether the delta is one.
-    """
+    """A plain tuple that also knows whether its delta is one, or zeros in its place."""
 
     has_delta: bool
 
@@ -43,11 +39,7 @@ def some_reasons(skips: Sequence[Skip]) -> str:
 
 
 def as_tensor(value: object, where: str) -> Tensor:
-    """A tensor without its gradient; an array as a tensor of its dtype, on its memory where that can be written to.
-
-    Raises:
-        UsageError: It is neither, or an array of no dtype that torch has.
-    """
+    """A tensor without its gradient; an array as a tensor of its dtype, on its memory where that can be written to."""
     if isinstance(value, Tensor):
         return value.detach()  # a worker that is to send a gradient hangs
     if not isinstance(value, np.ndarray):
@@ -62,30 +54,18 @@ def as_tensor(value: object, where: str) -> Tensor:
 
 
 def item_number(idx: object) -> int:
-    """The number of an item as a list takes it; out of range it is an IndexError there.
-
-    Raises:
-        UsageError: No number.
-    """
+    """The number of an item as a list takes it; out of range it is an IndexError there."""
     return whole_number("idx", idx)
 
 
 def require_batch(batch: object, kind: type | tuple[type, ...]) -> None:
-    """Refuse what is not a list of one or more items of a kind.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Refuse what is not a list of one or more items of a kind."""
     right = isinstance(batch, list | tuple) and len(batch) > 0 and all(isinstance(one, kind) for one in batch)
     require(right, "batch", "a list of one or more items of the dataset", batch)
 
 
 def tokens_and_condition(item: Any) -> tuple[Any, Any]:
-    """Tokens and condition of an item of a base dataset: the condition as it is, an array of tokens as a tensor.
-
-    Raises:
-        UsageError: It has none.
-    """
+    """Tokens and condition of an item of a base dataset: the condition as it is, an array of tokens as a tensor."""
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return _as_tokens(item[0]), item[1]
     if isinstance(item, Mapping) and "tokens" in item:
@@ -93,8 +73,7 @@ def tokens_and_condition(item: Any) -> tuple[Any, Any]:
             return _as_tokens(item["tokens"]), item["condition"]
         ids = next((item[key] for key in _ITEM_IDS if key in item), None)
         if ids is not None:
-            mask = {"attention_mask": item["attention_mask"]} if "attention_mask" in item else {}
-            return _as_tokens(item["tokens"]), {"input_ids": ids, **mask} if mask else ids
+            return _as_tokens(item["tokens"]), {_IDS: ids, _MASK: item[_MASK]} if _MASK in item else ids
     raise UsageError(
         "no tokens and condition in an item of the base dataset",
         expected="(tokens, condition, ...), or a map with tokens and condition or condition_ids",
@@ -107,16 +86,9 @@ def _as_tokens(value: Any) -> Any:
 
 
 def condition_tensors(encoded: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of one text, from a text tokenizer's output.
+    """Ids and mask of one text, (L,) int64 each, from a text tokenizer's output.
 
-    Args:
-        encoded: With ``input_ids`` and ``attention_mask``: tensors, arrays or lists, (L,) or (1, L).
-
-    Returns:
-        (L,) int64 each.
-
-    Raises:
-        UsageError: Of another form.
+    There they may be tensors, arrays or lists, (L,) or (1, L).
     """
     if not is_tokenizer_output(encoded) or _MASK not in encoded:
         raise UsageError(
@@ -141,9 +113,6 @@ def collate_values(values: Sequence[Any], where: str) -> Any:
     """One value of each item of a batch: tensors and arrays stacked, maps by key, tokenizer outputs too, others listed.
 
     Tokenizer outputs are stacked as they are: (L,) of one text to (B, L), (K, L) of K texts to (B, K, L), K = 1 too.
-
-    Raises:
-        UsageError: Tensors of different shapes, or maps of different keys.
     """
     first = values[0]
     if isinstance(first, (Tensor, np.ndarray)):
@@ -157,32 +126,20 @@ def collate_values(values: Sequence[Any], where: str) -> Any:
 
 
 def collate_items(items: Sequence[Mapping[str, Any]], where: str = "batch") -> dict[str, Any]:
-    """Items of a batch that are maps: one map of collated values.
-
-    Raises:
-        UsageError: They have different keys, or tensors of different shapes.
-    """
+    """Items of a batch that are maps: one map of collated values."""
     keys = _common_keys(items, where)
     return {key: collate_values([item[key] for item in items], str(key)) for key in keys}
 
 
 def collate_tuples(batch: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, Any]:
-    """A batch of tuples: a map of their first places by name, and ``has_delta`` where they know it.
-
-    Raises:
-        UsageError: Tensors of different shapes.
-    """
+    """A batch of tuples: a map of their first places by name, and ``has_delta`` where they know it."""
     columns = {name: collate_values([item[at] for item in batch], name) for at, name in enumerate(names)}
     known = [item.has_delta for item in batch if isinstance(item, DeltaSample)]
     return {**columns, "has_delta": torch.tensor(known)} if len(known) == len(batch) else columns
 
 
 def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
-    """Tensors stacked along a new first dimension.
-
-    Raises:
-        UsageError: They have different shapes.
-    """
+    """Tensors of one shape, stacked along a new first dimension."""
     shapes = dict.fromkeys(tuple(tensor.shape) for tensor in tensors)
     if len(shapes) > 1:
         raise UsageError(

@@ -20,6 +20,8 @@ from llgbm_shards.storage import read_file
 
 #: Rows and columns of a frame.
 _BORDER = 2
+#: Where a fault of a foreign tokenizer is, for messages.
+_TOKENIZE = "lora_tokenizer.tokenize"
 
 
 def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
@@ -32,21 +34,11 @@ def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
 def tokenize_file(
     weights: Path, lora_tokenizer: Any, layout: Layout | None, *, where: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Read a weights file and tokenize it.
+    """Read a safetensors file and tokenize it: tokens (N, H, W) float32 and scales.
 
-    Args:
-        weights: A safetensors file.
-        lora_tokenizer: What cuts it; it gets tensors by sorted key, which it may keep.
-        layout: For our own tokenizer, the layout that the zoo shares: absent modules become padding, as in a set.
-        where: The checkpoint, for messages.
-
-    Returns:
-        tokens (N, H, W) float32 and scales, (N, 2) float32 from ours; from others (N, 2), (N, 4) or None.
-
-    Raises:
-        CheckpointError: The file is unsound, or holds what cannot be tokenized.
-        StorageError: It cannot be read.
-        UsageError: A foreign tokenizer returned something else.
+    Scales are (N, 2) float32 from our tokenizer; from others (N, 2), (N, 4) or None. Our own cuts to the ``layout`` that
+    the zoo shares: absent modules become padding, as in a set. A foreign one gets tensors by sorted key, which it may
+    keep. ``where`` names the checkpoint in messages.
     """
     tensors = _read_tensors(weights, where)
     own = own_tokenizer(lora_tokenizer)
@@ -55,10 +47,7 @@ def tokenize_file(
     try:
         return _tokenize_to(layout, own, tensors, weights.name)
     except CheckpointError as error:
-        place = f"{where}: {error.where}" if error.where else where
-        raise CheckpointError(
-            error.what, where=place, expected=error.expected, got=error.got, do=error.do
-        ) from error
+        raise error.as_(CheckpointError, where=f"{where}: {error.where}" if error.where else where) from error
 
 
 def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:
@@ -82,53 +71,32 @@ def _tokenize_to(
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:
-    """Tokens and scales of what a LoRA tokenizer's ``tokenize`` returned.
+    """Tokens (N, H, W) and scales (N, 2) or (N, 4), float32, of what a LoRA tokenizer's ``tokenize`` returned.
 
-    Args:
-        result: (tokens, scales), scales may be None; or tokens alone. Tensors or arrays.
-
-    Returns:
-        tokens (N, H, W) float32 and scales (N, 2) or (N, 4) float32; those of the tokens' frame where none are given,
-        None where they have no frame either.
-
-    Raises:
-        UsageError: Of another form.
+    That is (tokens, scales), or tokens alone; tensors or arrays. Where no scales are given they are those of the
+    tokens' frame, None where they have no frame either.
     """
     parts = tuple(result) if isinstance(result, (tuple, list)) else (result, None)
     if len(parts) != 2:
-        raise UsageError("not tokens and scales", where="lora_tokenizer.tokenize", got=f"{len(parts)} values")
+        raise UsageError("not tokens and scales", where=_TOKENIZE, got=f"{len(parts)} values")
     tokens = as_tensor(parts[0], "tokens of lora_tokenizer").float()
     if tokens.ndim != 3:
-        raise UsageError(
-            "tokens of another shape",
-            where="lora_tokenizer.tokenize",
-            expected="(N, H, W)",
-            got=f"{tuple(tokens.shape)}",
-        )
+        got = f"{tuple(tokens.shape)}"
+        raise UsageError("tokens of another shape", where=_TOKENIZE, expected="(N, H, W)", got=got)
     if parts[1] is None:
         return tokens, scales_in_frame(tokens)
     scales = as_tensor(parts[1], "scales of lora_tokenizer").float()
     if scales.ndim != 2 or len(scales) != len(tokens):
-        raise UsageError(
-            "scales of another shape",
-            where="lora_tokenizer.tokenize",
-            expected=f"({len(tokens)}, 2) or ({len(tokens)}, 4)",
-            got=f"{tuple(scales.shape)}",
-        )
+        expected, got = f"({len(tokens)}, 2) or ({len(tokens)}, 4)", f"{tuple(scales.shape)}"
+        raise UsageError("scales of another shape", where=_TOKENIZE, expected=expected, got=got)
     return tokens, scales
 
 
 def scales_in_frame(tokens: Tensor) -> Tensor | None:
-    """The scales that tokens carry, None when they have no frame.
+    """The scales that tokens (N, H, W) float32 carry, None when they have no frame.
 
-    A frame holds each code of a token many times: only tokens whose copies are all equal have one. Padding of one value
-    all round is none.
-
-    Args:
-        tokens: (N, H, W) float32.
-
-    Returns:
-        (N, 2) float32, mean and std; (0, 0) where a frame is NaN.
+    They are (N, 2) float32, mean and std; (0, 0) where a frame is NaN. A frame holds each code of a token many times:
+    only tokens whose copies are all equal have one. Padding of one value all round is none.
     """
     if min(tokens.shape) == 0 or min(tokens.shape[-2:]) <= _BORDER:
         return None

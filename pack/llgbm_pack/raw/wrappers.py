@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex, cast
 
@@ -11,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource
 from llgbm_pack.raw.lists import TellsPaths
@@ -50,31 +48,25 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
         self.base_dataset = base_dataset
         self.delta_cache = delta_cache
         self.require_delta = require_delta
-        self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache))
-        self._indices: ChosenIndices | None = None
-        self._paths: ItemPaths | None = None
-        self._missing: list[Skip] = []
-        if self._deltas.known:
-            self._find()
+        self._deltas = ItemDeltas(base_dataset, DeltaSource(delta_cache), leave_out=require_delta)
 
     @property
     def valid_indices(self) -> ChosenIndices:
         """Item ``i`` is item ``valid_indices[i]`` of the base dataset."""
-        return self._find()
+        return self._deltas.kept
 
     @property
     def delta_map(self) -> Mapping[int, NDArray[np.float32] | None]:
         """Delta arrays by index in the base dataset, read when looked up; None where zeros stand for one."""
-        return LazyMap(self._find(), self._deltas.array)
+        return LazyMap(self.valid_indices, self._deltas.array)
 
     @property
     def skipped(self) -> list[Skip]:
         """Items of the base dataset that are left out, with reasons; those that it repeats once."""
-        self._find()
-        return list(self._missing) if self.require_delta else []
+        return list(self._deltas.tell_missing()) if self.require_delta else []
 
     def __len__(self) -> int:
-        return len(self._find())
+        return len(self.valid_indices)
 
     def __getitem__(self, idx: SupportsIndex) -> DeltaSample:
         """One item.
@@ -87,21 +79,19 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
             UsageError: The item carries the path of another checkpoint than the base dataset lists for it; or none, and
                 the list has changed.
         """
-        place = self._find()[item_number(idx)]
+        place = self.valid_indices[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = self._deltas.of_item(place, item)
+        delta, has_delta = self._deltas.of_item(place, item)
         tokens, condition = tokens_and_condition(item)
-        return DeltaSample((tokens, condition, delta), found)
+        return DeltaSample((tokens, condition, delta), has_delta)
 
     def has_delta(self, idx: SupportsIndex) -> bool:
         """Whether an item has a delta; the item is not read."""
-        return self._deltas.entry(self._find()[item_number(idx)]) is not None
+        return self._deltas.entry(self.valid_indices[item_number(idx)]) is not None
 
     def item_paths(self) -> ItemPaths:
         """Paths of the items, None for one to which the base dataset gives none."""
-        if self._paths is None:
-            self._paths = self._find().paths_in(self._deltas.paths)
-        return self._paths
+        return self.valid_indices.paths
 
     @staticmethod
     def collate_fn(batch: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -116,14 +106,6 @@ class DeltaAugmentedDataset(TellsPaths, Dataset[DeltaSample]):
         """
         require_batch(batch, (tuple, list))
         return collate_tuples(batch, ("tokens", "condition", "delta"))
-
-    def _find(self) -> ChosenIndices:
-        if self._indices is None:
-            having = self._deltas.having()
-            self._missing = self._deltas.tell_missing(left_out=self.require_delta)
-            everything = ChosenIndices(self._deltas.paths, lambda _: True)
-            self._indices = having if self.require_delta else everything
-        return self._indices
 
 
 class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
@@ -157,13 +139,10 @@ class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
                 do="Mask missing deltas by has_delta in the loss.",
             )
         self.base_dataset = base_dataset
-        is_path = isinstance(delta_cache_dir, (str, os.PathLike))
-        self.delta_cache = DeltaCache(delta_cache_dir) if is_path else delta_cache_dir
+        source = DeltaSource(delta_cache_dir)
+        self.delta_cache = source.cache
         self.fallback_delta_norm = fallback_delta_norm
-        self._deltas = ItemDeltas(base_dataset, DeltaSource(self.delta_cache))
-        self._missing: list[Skip] | None = None
-        if self._deltas.known:
-            self._check()
+        self._deltas = ItemDeltas(base_dataset, source, leave_out=False)
 
     @property
     def hidden_size(self) -> int:
@@ -179,12 +158,12 @@ class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
     @property
     def all_deltas(self) -> Mapping[str, NDArray[np.float32]]:
         """Delta arrays by the paths of :attr:`idx_to_path`, read when looked up."""
-        return self._deltas.joined.source.by_path(self._deltas.all_entries())
+        return self._deltas.by_path()
 
     @property
     def missing(self) -> list[Skip]:
         """Items whose delta is zeros, with reasons; those that the base dataset repeats once."""
-        return list(self._check())
+        return list(self._deltas.tell_missing())
 
     def __len__(self) -> int:
         return len(self.base_dataset)
@@ -201,15 +180,15 @@ class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
             UsageError: The item carries the path of another checkpoint than the base dataset lists for it; or none, and
                 the list has changed.
         """
-        self._check()
+        self._deltas.tell_missing()
         place = range(len(self.base_dataset))[item_number(idx)]
         item = self.base_dataset[place]
-        delta, found = self._deltas.of_item(place, item)
+        delta, has_delta = self._deltas.of_item(place, item)
         if isinstance(item, Mapping):
-            return {**item, "delta": delta, "has_delta": torch.tensor(found)}
+            return {**item, "delta": delta, "has_delta": torch.tensor(has_delta)}
         if isinstance(item, (tuple, list)):
-            return DeltaSample((*item[:2], delta, *item[2:]), found)
-        return DeltaSample((item, delta), found)
+            return DeltaSample((*item[:2], delta, *item[2:]), has_delta)
+        return DeltaSample((item, delta), has_delta)
 
     def has_delta(self, idx: SupportsIndex) -> bool:
         """Whether an item has a delta; the item is not read."""
@@ -237,11 +216,6 @@ class DnDDatasetWithDelta(TellsPaths, Dataset[Any]):
         return collate_tuples(batch, names)
 
     collate_fn = collate_fn_train
-
-    def _check(self) -> list[Skip]:
-        if self._missing is None:
-            self._missing = self._deltas.tell_missing(left_out=False)
-        return self._missing
 
 
 def wrap_dnd_dataset(

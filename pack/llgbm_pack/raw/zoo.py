@@ -30,23 +30,14 @@ COLUMNS: Final = ("task", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawCheckpoint:
-    """A checkpoint that is used.
+    """A checkpoint that is used."""
 
-    Attributes:
-        path: Relative to the zoo.
-        place: Where it lies, below the folder as the user gave it.
-        weights: Its safetensors file.
-        delta: Its delta, None when it has none.
-        text: Its first text.
-        task: As a build names it; of a zoo that was read without tasks it may be another.
-    """
-
-    path: str
-    place: Path
-    weights: Path
+    path: str  # relative to the zoo
+    place: Path  # where it lies, below the folder as the user gave it
+    weights: Path  # its safetensors file
     delta: DeltaEntry | None
-    text: Text
-    task: str
+    text: Text  # its first
+    task: str  # as a build names it; of a zoo that was read without tasks it may be another
 
     def column(self, name: str) -> str:
         """What a set's index says in one of :data:`COLUMNS`."""
@@ -55,21 +46,13 @@ class RawCheckpoint:
 
 @dataclass(kw_only=True, slots=True)
 class RawZoo:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes:
-        found: All checkpoints that can be opened, in natural order.
-        checkpoints: Those that are used.
-        skipped: Those that are not, with reasons; ``fault`` is False where just the delta is missing.
-        deltas: The joined deltas.
-        layout: The layout they share; None with a foreign tokenizer, which cuts each by itself.
-    """
-
-    found: list[Path]
-    checkpoints: list[RawCheckpoint] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
+    places: list[Path]  # of all checkpoints that can be opened, in natural order
+    checkpoints: list[RawCheckpoint] = field(default_factory=list)  # those that are used
+    skipped: list[Skip]  # those that are not; ``fault`` is False where just the delta is missing
     deltas: JoinedDeltas
-    layout: Layout | None = None
+    layout: Layout | None  # that they share; None with a foreign tokenizer, which cuts each by itself
 
 
 def read_zoo(
@@ -77,26 +60,16 @@ def read_zoo(
     source: DeltaSource,
     tokenizer: LoraTokenizer2D | None,
     *,
-    require_delta: bool = True,
-    texts: Path | None = None,
-    tasks: bool = False,
-    maps: Maps = (),
+    require_delta: bool,
+    texts: Path | None,
+    tasks: bool,
+    maps: Maps,
 ) -> RawZoo:
     """Walk a folder and join weights, deltas and texts by the rules of a build.
 
-    Args:
-        folder: The zoo.
-        source: Its deltas.
-        tokenizer: Our tokenizer: then headers are read, and checkpoints that cannot be tokenized, or do not fit the
-            layout of most, are skipped. None when it is foreign: then nothing is known of what it can do.
-        require_delta: Skip checkpoints without a delta.
-        texts: Directory of text files by dataset, for zoos that keep texts apart.
-        tasks: Name tasks as a build does, for which the zoo's manifest is read.
-        maps: (old, new) prefixes to rewrite in the cache's paths.
-
-    Raises:
-        UsageError: No folder, no layout or delta width that most share, a checkpoint with two deltas.
-        StorageError: The folder cannot be read.
+    With our tokenizer headers are read, and checkpoints that cannot be tokenized, or do not fit the layout of most, are
+    skipped. It is None where a foreign one is used: then nothing is known of what it can do. With ``tasks`` they are
+    named as a build does it, for which the zoo's manifest is read. The other arguments are those of the dataset.
     """
     listing = walk_zoo(folder)
     candidates, layout, skipped = _fitting(listing, folder, tokenizer)
@@ -107,12 +80,8 @@ def read_zoo(
     deltas = join_verified(
         source, list(dict.fromkeys(known)), zoo_root=folder, wanted=wanted, maps=maps, tasks=named
     )
-    zoo = RawZoo(
-        found=[folder / one.path for one in listing.checkpoints],
-        skipped=skipped,
-        deltas=deltas,
-        layout=layout,
-    )
+    places = [folder / one.path for one in listing.checkpoints]
+    zoo = RawZoo(places=places, skipped=skipped, deltas=deltas, layout=layout)
     for candidate in candidates:
         _add(zoo, candidate, folder, require_delta, texts, named.get(candidate.path, ""))
     if any(checkpoint.delta is None for checkpoint in zoo.checkpoints):
@@ -121,11 +90,7 @@ def read_zoo(
 
 
 def checked_columns(columns: Any) -> tuple[str, ...]:
-    """Names of columns, once each.
-
-    Raises:
-        UsageError: Not a list of some of :data:`COLUMNS`.
-    """
+    """Names of columns, some of :data:`COLUMNS`, once each."""
     listed = isinstance(columns, Collection) and not isinstance(columns, str)
     if not (listed and all(name in COLUMNS for name in columns)):
         raise UsageError(
@@ -154,9 +119,7 @@ def _fitting(
         layout = choose_layout(surveyed, options, folder)
     except PlanError as error:
         do = "Give a folder of checkpoints of one kind, or a LoraTokenizer2D with a rank."
-        raise UsageError(
-            error.what, where=error.where, expected=error.expected, got=error.got, do=do
-        ) from error
+        raise error.as_(UsageError, do=do) from error
     teachers, misfits = keep_fitting(surveyed, layout, options)
     fitting = {teacher.path for teacher in teachers}
     return [one for one in listing.checkpoints if one.path in fitting], layout, skipped + misfits
@@ -172,7 +135,7 @@ def _add(
         zoo.skipped.append(Skip(path, zoo.deltas.why_none(path), path in zoo.deltas.faults))
         return
     try:
-        found = read_texts(
+        read = read_texts(
             candidate.weights.parent,
             path=path,
             texts_dir=texts,
@@ -189,7 +152,7 @@ def _add(
             place=folder / path,
             weights=candidate.weights,
             delta=delta,
-            text=found.texts[0],
-            task=resolve_task(path, task, found.task),
+            text=read.texts[0],
+            task=resolve_task(path, task, read.task),
         )
     )
