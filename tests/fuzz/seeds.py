@@ -47,6 +47,8 @@ def _of_a_set(directory: Path) -> dict[str, bytes]:
         "member-scales": b"\0" + raw["scales.npy"],
         "member-texts": b"\1" + raw["texts.safetensors"],
         "member-delta": b"\2" + raw["delta.npy"],
+        "source": raw["source.safetensors"],
+        "member-source": b"\4" + raw["source.safetensors"],
         "state": _json({**state, "seed": 0, "shuffle": True, "samples": 12}),
         "urls": b"no file at 'https://me:token@host/a/b?sig=1#x', s3://k:v@b/c and C:/x",
     }

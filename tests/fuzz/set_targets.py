@@ -132,7 +132,7 @@ def sample_json(data: bytes) -> None:
 
 def sample_arrays(data: bytes) -> None:
     """The first byte says which member; the others are the member."""
-    _inspect(("scales", "texts", "delta", "body")[data[0] % 4] if data else "scales", data[1:])
+    _inspect(("scales", "texts", "delta", "pieces", "source")[data[0] % 5] if data else "scales", data[1:])
 
 
 def _inspect(field: str, data: bytes) -> None:

@@ -36,7 +36,7 @@ class Target:
 TARGETS: Final[Mapping[str, Target]] = {
     "tar": Target(run=set_targets.tar, seeds=("tar",)),
     "tar without an index": Target(run=set_targets.recover, seeds=("tar",)),
-    "safetensors": Target(run=set_targets.safetensors, seeds=("weights", "texts", "body")),
+    "safetensors": Target(run=set_targets.safetensors, seeds=("weights", "texts", "pieces", "source")),
     "texts member": Target(run=set_targets.texts_member, seeds=("texts",)),
     "npy": Target(run=set_targets.npy, seeds=("npy", "npy-2", "npy-fortran", "npy-objects")),
     "json": Target(run=set_targets.strict_json, seeds=("record", "sample", "config", "prompts"), json=True),
@@ -47,7 +47,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "index rows": Target(run=set_targets.index_rows, seeds=("rows",), json=True),
     "sample's json": Target(run=set_targets.sample_json, seeds=("sample",), json=True),
     "sample's arrays": Target(
-        run=set_targets.sample_arrays, seeds=("member-scales", "member-texts", "member-delta")
+        run=set_targets.sample_arrays,
+        seeds=("member-scales", "member-texts", "member-delta", "member-source"),
     ),
     "adapter": Target(run=pack_targets.adapter, seeds=("weights-header",), json=True),
     "adapter config": Target(run=pack_targets.adapter_config, seeds=("config", "config-patterns"), json=True),

@@ -83,13 +83,13 @@ CODE = b"{'descr': __import__('os').system('touch evil'), 'shape': (6,)}".ljust(
 
 
 MEMBERS = {
-    "safetensors header of 2**63": ("body", lambda raw: struct.pack("<Q", 2**63) + raw[8:]),
+    "safetensors header of 2**63": ("pieces", lambda raw: struct.pack("<Q", 2**63) + raw[8:]),
     "safetensors header bomb": ("texts", lambda raw: struct.pack("<Q", 1 << 20) + b"[" * (1 << 20)),
     "safetensors header past its end": ("texts", lambda raw: struct.pack("<Q", len(raw)) + raw[8:]),
-    "safetensors with trailing bytes": ("body", lambda raw: raw + b"more"),
+    "safetensors with trailing bytes": ("pieces", lambda raw: raw + b"more"),
     "texts with trailing bytes": ("texts", lambda raw: raw + b"more"),
-    "safetensors of another dtype": ("body", lambda raw: raw.replace(b"BF16", b"BOOL")),
-    "pickle for a body": ("body", lambda raw: PICKLE),
+    "safetensors of another dtype": ("pieces", lambda raw: raw.replace(b"BF16", b"BOOL")),
+    "pickle for a body": ("pieces", lambda raw: PICKLE),
     "npy of objects": ("delta", lambda raw: npy(OBJECTS, PICKLE)),
     "npy header that is code": ("delta", lambda raw: npy(CODE)),
     "npy header bomb": ("delta", lambda raw: npy(b"(" * 60_000)),
@@ -101,7 +101,7 @@ MEMBERS = {
     "json of closed brackets": ("json", lambda raw: b"[" + b"[]," * (20 * MIB) + b"[]]"),
     "json of numbers": ("json", lambda raw: b"[" + b"1," * (60 * MIB) + b"1]"),
     "json with a lone surrogate": ("json", lambda raw: raw.replace(b'"tiny"', b'"\\ud800"')),
-    "empty member": ("body", lambda raw: b""),
+    "empty member": ("pieces", lambda raw: b""),
 }  # fmt: skip
 
 

@@ -115,10 +115,10 @@ def test_padding_is_where_the_layout_and_the_ranks_say(out):
         ("padding", 0x3F80, "padding is not the one NaN pattern"),
         ("value", 0x7FC0, "NaN or infinity outside padding"),
         ("value", 0x7F80, "NaN or infinity outside padding"),
-        ("still", 0x3F80, "not zeros in a piece of std 0"),
+        ("still", 0x3F80, "not the mean in a piece of std 0"),
     ],
 )
-def test_wrong_values_of_a_body_are_named(out, where, bits, expected):
+def test_wrong_values_of_pieces_are_named(out, where, bits, expected):
     opened = ShardSet(out)
 
     def edit(key, data):
@@ -130,8 +130,10 @@ def test_wrong_values_of_a_body_are_named(out, where, bits, expected):
         if number != 2 if where != "still" else not still.any():
             return data
         raw = bytearray(data["pieces"])
-        body = np.frombuffer(raw, "<u2", offset=len(raw) - sample.pieces.nbytes).reshape(sample.pieces.shape)
-        body[tuple(np.argwhere(places)[0])] = bits
+        pieces = np.frombuffer(raw, "<u2", offset=len(raw) - sample.pieces.nbytes).reshape(
+            sample.pieces.shape
+        )
+        pieces[tuple(np.argwhere(places)[0])] = bits
         return {**data, "pieces": bytes(raw)}
 
     rewrite(out, edit)

@@ -32,7 +32,7 @@ class _Faulty:
 
 
 def _target(made):
-    """The body of the third sample of the first shard: no other member starts at its offset."""
+    """The pieces of the third sample of the first shard: no other member starts at its offset."""
     return ShardSet(made.path).extents(2)[0]
 
 
@@ -100,7 +100,7 @@ def test_reads_go_on_where_the_system_gives_less(made, monkeypatch):
     real = os.pread
     whole = ShardSet(made.path).read_sample(0)
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 100), offset))
-    assert ShardSet(made.path).read_sample(0).body.tobytes() == whole.body.tobytes()
+    assert ShardSet(made.path).read_sample(0).pieces.tobytes() == whole.pieces.tobytes()
 
 
 def test_other_kinds_of_files_in_the_place_of_a_shard_are_named_and_never_waited_for(made):

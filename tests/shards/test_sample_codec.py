@@ -47,7 +47,7 @@ def test_keys_are_those_of_the_format():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_body_and_scales_come_back_to_the_bit(dtype):
+def test_pieces_and_scales_come_back_to_the_bit(dtype):
     layout = small_layout(dtype=dtype)
     rng = np.random.default_rng(0)
     body = rng.integers(0, 2**16, layout.pieces_shape).astype(BIT_DTYPE[dtype])
@@ -121,6 +121,11 @@ def test_mutated_members_are_refused_or_decode_to_the_shape_of_the_record(data):
         "scales": (codec.encode_scales(np.zeros((6, 2), np.float32), layout), codec.decode_scales, layout),
         "delta": (codec.encode_delta(np.zeros(5, np.float32)), codec.decode_delta, 5),
         "texts": (codec.encode_texts({"prompt": ids}), codec.decode_texts, ["prompt"]),
+        "source": (
+            codec.encode_source(b"header", b"{}"),
+            lambda raw, _, where: codec.decode_source(raw, where=where),
+            None,
+        ),
     }
     member, decode, about = members[data.draw(st.sampled_from(sorted(members)))]
     raw = bytearray(joined(member))

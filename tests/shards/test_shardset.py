@@ -23,7 +23,7 @@ def test_samples_come_back_by_number_and_by_key(made):
     assert len(opened) == 12
     for number, written in enumerate(made.samples):
         for sample in (opened.read_sample(number), opened.read_sample(written.key)):
-            np.testing.assert_array_equal(sample.pieces, written.body)
+            np.testing.assert_array_equal(sample.pieces, written.pieces)
             np.testing.assert_array_equal(sample.scales, written.scales)
             np.testing.assert_array_equal(sample.delta, written.delta)
             for form, (ids, offsets) in written.texts.items():

@@ -146,7 +146,7 @@ def test_only_the_canonical_form_is_decoded_as_a_member():
             with pytest.raises(HeaderError, match=r"canonical|JSON"):
                 decode_arrays(other, where="x")
     with pytest.raises(HeaderError, match="no place in a sample"):
-        decode_arrays(header_bytes({"x": ("U8", (0,))}), where="x")
+        decode_arrays(header_bytes({"x": ("F64", (0,))}), where="x")
 
 
 def test_header_is_read_from_a_file_without_its_data(tmp_path):

@@ -17,7 +17,7 @@ from llgbm_pack.packing.sample_json import columns, describe
 from llgbm_pack.packing.threads import one_thread
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.adapter import Adapter, parse_adapter
-from llgbm_pack.sources.adapter_config import read_config
+from llgbm_pack.sources.adapter_config import public_config, read_config
 from llgbm_pack.sources.texts import CheckpointTexts, read_texts
 from llgbm_pack.sources.weights_file import Source, SourceReader
 from llgbm_pack.tokenize.casts import Casts
@@ -96,7 +96,10 @@ class Packer:
         delta = self._read_delta(planned)
         if self.context.delta_width:
             members.append(codec.encode_delta(delta))
-        members.append(codec.encode_source(source.head, b"" if config is None else config))
+        kept_config = b"" if config is None else public_config(config)
+        if kept_config != (config or b""):
+            notes.append(f"{config_name}: a URL with credentials; the set holds it without these")
+        members.append(codec.encode_source(source.head, kept_config))
         info = describe(planned, adapter, source, kept, texts.source, delta, self.context.layout)
         members.append(_readable(codec.encode_json(info, members)))
         return Packed(

@@ -7,6 +7,7 @@ Scaling follows PEFT (``peft/tuners/lora/layer.py`` and ``get_pattern_key``): ``
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeVar
 from llgbm_pack.sources.patterns import compile_pattern, matches
 from llgbm_shards.canonical import load_json
 from llgbm_shards.errors import CheckpointError, HeaderError
-from llgbm_shards.public import public_name
+from llgbm_shards.public import public_name, without_credentials
 from llgbm_shards.storage import read_at_most, read_errors
 
 Number = TypeVar("Number", int, float)
@@ -90,6 +91,21 @@ def read_config(path: Path) -> bytes:
     """
     with read_errors(CheckpointError, path.name):
         return read_at_most(path, MAX_CONFIG_BYTES)
+
+
+def public_config(raw: bytes) -> bytes:
+    """A sound config as a set may hold it: as it stands, unless a URL in it carries credentials; then without these."""
+    config = json.loads(raw)
+    public = _without_credentials(config)
+    return raw if public == config else json.dumps(public, indent=2, sort_keys=True).encode()
+
+
+def _without_credentials(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_credentials(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_credentials(inner) for inner in value]
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def load_config(data: bytes, where: str) -> dict[str, Any]:
