@@ -13,7 +13,7 @@ from torch import Tensor
 from llgbm_loader.frame import unframe
 from llgbm_pack.raw.values import as_tensor
 from llgbm_pack.sources.peft_keys import pair_keys
-from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
+from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D, tokenize_pairs
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.storage import read_file
@@ -67,7 +67,7 @@ def _tokenize_to(
     """Tokenize weights to a given layout, as a build does; modules that they lack become padding."""
     keys = pair_keys(tensors, where)
     pairs = {name: (tensors[pair.a], tensors[pair.b]) for name, pair in keys.items()}
-    return tokenizer.tokenize_pairs(pairs, layout)
+    return tokenize_pairs(pairs, layout, frame=tokenizer.frame, zero_std=tokenizer.zero_std)
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:

@@ -87,23 +87,7 @@ class LoraTokenizer2D:
             UsageError: Not a mapping of keys to tensors; ``chunk`` or ``rank`` cannot be used.
         """
         pairs = _pairs(weights)
-        return self.tokenize_pairs(pairs, self._layout(pairs))
-
-    def tokenize_pairs(
-        self, pairs: Mapping[str, tuple[Tensor, Tensor]], layout: Layout
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and scales of matrices by canonical module name, to a layout; modules that lack become padding."""
-        pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
-        scales = torch.empty(layout.num_tokens, 2)
-        PieceEncoder(layout).encode(pairs, pieces, scales)
-        plan = TokenPlan(layout, self.frame, self.zero_std, torch.float32)
-        tokens = torch.empty(plan.shape, dtype=torch.float32)
-        framer = HostFramer(plan, scales.numpy(), tokens)
-        stored = bits(pieces).numpy().view(BIT_DTYPE[layout.dtype])
-        step = max(1, BLOCK_BYTES // max(1, stored[0].nbytes))
-        for first in range(0, layout.num_tokens, step):
-            framer.finish(first, stored[first : first + step])
-        return tokens, scales
+        return tokenize_pairs(pairs, self._layout(pairs), frame=self.frame, zero_std=self.zero_std)
 
     def detokenize(
         self, tokens: Tensor, scales: Tensor | None = None, *, like: Mapping[str, Tensor] | Layout
@@ -159,6 +143,23 @@ class LoraTokenizer2D:
             expected = " or ".join(PADDING_BITS)
             raise CheckpointError("dtype cannot be tokenized", where=_WHERE, expected=expected, got=dtype)
         return make_layout(shapes, dtype=dtype, token_order=self.order, chunk=self.chunk, rank=self.rank)
+
+
+def tokenize_pairs(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], layout: Layout, *, frame: str, zero_std: str
+) -> tuple[Tensor, Tensor]:
+    """Tokens (N, H, W) float32 and scales (N, 2) of matrices by canonical module name; modules they lack are padding."""
+    pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
+    scales = torch.empty(layout.num_tokens, 2)
+    PieceEncoder(layout).encode(pairs, pieces, scales)
+    plan = TokenPlan(layout, frame, zero_std, torch.float32)
+    tokens = torch.empty(plan.shape, dtype=torch.float32)
+    framer = HostFramer(plan, scales.numpy(), tokens)
+    stored = bits(pieces).numpy().view(BIT_DTYPE[layout.dtype])
+    step = max(1, BLOCK_BYTES // max(1, stored[0].nbytes))
+    for first in range(0, layout.num_tokens, step):
+        framer.finish(first, stored[first : first + step])
+    return tokens, scales
 
 
 def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -190,7 +190,7 @@ def _spoil(root, path):
     [
         (_retrain, "{path}: other weights"),
         (_reword, "{path}: other texts or text tokenizer"),
-        (_rescale, "{path}: other config, task, texts or delta"),
+        (_rescale, "{path}: other weights or config"),
         (_remeasure, "{path}: other delta"),
         (_remove, "{path}: gone from the zoo"),
         (_spoil, "{path}: adapter_model.safetensors"),
