@@ -47,27 +47,18 @@ _FORBIDDEN: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """The part of ``adapter_config.json`` that matters here.
+    """The part of ``adapter_config.json`` that matters here."""
 
-    Attributes:
-        rank: ``r``, None when absent.
-        alpha: ``lora_alpha``, None when absent.
-        rank_pattern: Compiled pattern and rank, in the file's order.
-        alpha_pattern: Compiled pattern and alpha, in the file's order.
-        rslora: Scaling is ``alpha / sqrt(r)``.
-        base_model: Name of the base model, never a path of a machine; "" when unknown.
-        dropout: ``lora_dropout``; of use to whoever trains an exported adapter further.
-        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
-    """
-
-    rank: int | None = None
-    alpha: float | None = None
+    rank: int | None = None  # ``r``, None when absent
+    alpha: float | None = None  # ``lora_alpha``, None when absent
+    # Compiled pattern and rank, in the file's order
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()
+    # Compiled pattern and alpha, in the file's order
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
-    rslora: bool = False
-    base_model: str = ""
-    dropout: float = 0.0
-    task_type: str = ""
+    rslora: bool = False  # Scaling is ``alpha / sqrt(r)``
+    base_model: str = ""  # Name of the base model, never a path of a machine; "" when unknown
+    dropout: float = 0.0  # ``lora_dropout``; of use to whoever trains an exported adapter further
+    task_type: str = ""  # PEFT's, such as ``CAUSAL_LM``; "" when none
 
     def rank_of(self, module: str) -> int | None:
         """The rank that the config claims for a module; the tensors decide."""

@@ -27,33 +27,22 @@ _IGNORED_FILES: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint to be, not yet opened.
+    """A checkpoint to be, not yet opened."""
 
-    Attributes:
-        path: POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its
-            own (``{dataset}/{N}.safetensors``) it is the file's path without the suffix.
-        weights: The safetensors file: a regular file in the zoo, or a link to one.
-        config: ``adapter_config.json``, None when there is none.
-    """
-
+    # POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its own
+    # (``{dataset}/{N}.safetensors``) it is the file's path without the suffix
     path: str
-    weights: Path
-    config: Path | None
+    weights: Path  # The safetensors file: a regular file in the zoo, or a link to one
+    config: Path | None  # ``adapter_config.json``, None when there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that looks like a checkpoint and is not packed.
+    """Something that looks like a checkpoint and is not packed."""
 
-    Attributes:
-        path: As in :class:`Candidate`.
-        reason: Why, in one clause.
-        fault: False when nothing is lost: the same adapter lies elsewhere, or it never was one.
-    """
-
-    path: str
-    reason: str
-    fault: bool
+    path: str  # As in :class:`Candidate`
+    reason: str  # Why, in one clause
+    fault: bool  # False when nothing is lost: the same adapter lies elsewhere, or it never was one
 
 
 def file_fault(path: Path, root: Path) -> str:

@@ -30,28 +30,18 @@ _PROMPT_KEYS: Final = ("prompts", "probes")
 
 
 class Text(NamedTuple):
-    """One text of a checkpoint.
+    """One text of a checkpoint."""
 
-    Attributes:
-        prompt: The prompt; may be empty.
-        answer: The answer; empty when the file has none.
-    """
-
-    prompt: str
-    answer: str
+    prompt: str  # The prompt; may be empty
+    answer: str  # The answer; empty when the file has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFile:
-    """What one file of texts holds.
+    """What one file of texts holds."""
 
-    Attributes:
-        texts: Its texts in file order, at least one.
-        task: The task it names, or empty.
-    """
-
-    texts: tuple[Text, ...]
-    task: str = ""
+    texts: tuple[Text, ...]  # Its texts in file order, at least one
+    task: str = ""  # The task it names, or empty
 
 
 def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:

@@ -72,18 +72,12 @@ def _bfloat16(near: Float32s, values: Float64s) -> Float32s:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Constants of T pieces, computed once.
+    """Constants of T pieces, computed once."""
 
-    Attributes:
-        n: (T,) count of real elements of each piece, as float64.
-        divisors: (4, T) n, n, n - 1, n - 1 (1 where n is 1).
-        sum_slack: (T,) bound on the error of a sum, as a multiple of the root of the sum of squares.
-        spread_slack: (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares.
-    """
-
-    n: Float64s
-    divisors: Float64s
-    sum_slack: Float64s
+    n: Float64s  # (T,) count of real elements of each piece, as float64
+    divisors: Float64s  # (4, T) n, n, n - 1, n - 1 (1 where n is 1)
+    sum_slack: Float64s  # (T,) bound on the error of a sum, as a multiple of the root of the sum of squares
+    # (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares
     spread_slack: Float64s
 
     @classmethod
