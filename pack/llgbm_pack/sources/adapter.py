@@ -7,12 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from llgbm_pack.sources.adapter_config import (
-    AdapterConfig,
-    load_config,
-    parse_config,
-    read_config,
-)
+from llgbm_pack.sources.adapter_config import AdapterConfig, load_config, parse_config, read_config
 from llgbm_pack.sources.peft_keys import PairKeys, pair_keys
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import SAFETENSORS_DTYPE
@@ -79,15 +74,7 @@ def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = No
 def parse_adapter(
     head: bytes, size: int, name: str, config: Path | None, *, alpha: float | None = None
 ) -> Adapter:
-    """As :func:`read_adapter`, from the bytes before the data section of a file that has been read.
-
-    Args:
-        head: Its first bytes.
-        size: Bytes of the whole file.
-        name: Its name, for messages.
-        config: ``adapter_config.json``; None when there is none.
-        alpha: Alpha for an adapter whose config is absent or does not name it.
-    """
+    """As :func:`read_adapter`, from the bytes before the data section of a file of ``size`` bytes."""
     raw = None if config is None else read_config(config)
     return _parse(head, size, name, raw, "" if config is None else config.name, alpha)
 

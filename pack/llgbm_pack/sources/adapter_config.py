@@ -51,10 +51,8 @@ class AdapterConfig:
 
     rank: int | None = None  # ``r``, None when absent
     alpha: float | None = None  # ``lora_alpha``, None when absent
-    # Compiled pattern and rank, in the file's order
-    rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()
-    # Compiled pattern and alpha, in the file's order
-    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
+    rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()  # in the file's order
+    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()  # in the file's order
     rslora: bool = False  # Scaling is ``alpha / sqrt(r)``
     base_model: str = ""  # Name of the base model, never a path of a machine; "" when unknown
     dropout: float = 0.0  # ``lora_dropout``; of use to whoever trains an exported adapter further
@@ -74,21 +72,13 @@ class AdapterConfig:
 
 
 def read_config(path: Path) -> bytes:
-    """The file's bytes, at most one more than is allowed.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
+    """The file's bytes, at most one more than is allowed."""
     with read_errors(CheckpointError, path.name):
         return read_at_most(path, MAX_CONFIG_BYTES)
 
 
 def load_config(data: bytes, where: str) -> dict[str, Any]:
-    """Parses strictly, in bounded memory, and wants an object whose ``peft_type`` is LORA.
-
-    Raises:
-        CheckpointError: Over 1 MiB, not JSON, duplicate keys, not of a LoRA.
-    """
+    """Parses strictly, in bounded memory (1 MiB of JSON), and wants an object whose ``peft_type`` is LORA."""
     try:
         config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
     except HeaderError as error:
@@ -104,15 +94,7 @@ def load_config(data: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
-    """Refuses what cannot be packed and picks out what matters.
-
-    Args:
-        config: What :func:`load_config` returned.
-        where: Name of the file, for messages.
-
-    Raises:
-        CheckpointError: Names the key that forbids packing, or the one that is malformed.
-    """
+    """Refuses what cannot be packed, naming the key, and picks out what matters."""
     _refuse_variants(config, where)
     _refuse_inits(config.get("init_lora_weights", True), where)
     return AdapterConfig(

@@ -50,10 +50,7 @@ def file_fault(path: Path, root: Path) -> str:
 
     A regular file may be opened; so may a link to one within ``root``, but from within a repository of a hub
     cache (``models--*``) only into that repository's own ``blobs``. Opening a FIFO or a device may hang.
-
-    Args:
-        path: The file; its directory is reached without links.
-        root: The zoo, resolved.
+    The directory of ``path`` is reached without links, and ``root`` is the resolved zoo.
     """
     try:
         mode = path.lstat().st_mode
@@ -72,14 +69,7 @@ def file_fault(path: Path, root: Path) -> str:
 
 
 def adapters_of(directory: Path, path: str, names: set[str], root: Path) -> Iterator[Candidate | Rejected]:
-    """What a directory holds of its own, sub-directories aside.
-
-    Args:
-        directory: The directory.
-        path: Its path relative to the zoo.
-        names: Names of its files, links and special files.
-        root: The zoo, resolved.
-    """
+    """What a directory holds of its own; ``names`` are its files, links and special files, ``root`` is resolved."""
     refused = {name: why for name in sorted(names) if (why := _refusal(name, names))}
     loose = sorted(name for name in names - refused.keys() if _is_loose(name))
     if WEIGHTS in names:

@@ -45,11 +45,7 @@ class TextFile:
 
 
 def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
-    """Read a file of texts in any of the known shapes.
-
-    Raises:
-        CheckpointError: Unreadable, not a regular file, too large, not strict JSON, or of no known shape.
-    """
+    """Reads a regular file of texts, strict JSON in any of the known shapes."""
     with read_errors(CheckpointError, path.name, "texts cannot be read"):
         data = read_at_most(path, max_bytes)
     try:
@@ -60,11 +56,7 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
 
 
 def parse_texts(value: object, *, where: str) -> TextFile:
-    """The texts in a JSON value.
-
-    Raises:
-        CheckpointError: It has no known shape, or no text.
-    """
+    """The texts in a JSON value of a known shape."""
     if isinstance(value, dict):
         return _parse_lists(value, where)
     if not isinstance(value, list):

@@ -36,11 +36,7 @@ class SourceReader:
         self._buffer = memoryview(b"")
 
     def read(self, path: Path) -> Source:
-        """Read one file whole.
-
-        Raises:
-            CheckpointError: It cannot be read, or changed while it was read, twice.
-        """
+        """Reads one file whole; refused when it changed during both of two reads."""
         for _ in range(2):
             with read_errors(CheckpointError, path.name):
                 source = self._read_once(path)

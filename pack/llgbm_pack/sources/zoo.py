@@ -94,11 +94,7 @@ def walk_zoo(
 
 
 def natural_key(path: str) -> tuple[object, ...]:
-    """Sorts numbers in names by value (``checkpoint-9`` before ``checkpoint-10``), folder by folder.
-
-    Args:
-        path: A POSIX path.
-    """
+    """Sorts numbers in names of a POSIX path by value (``checkpoint-9`` before ``checkpoint-10``)."""
     parts = []
     for name in path.split("/"):
         pieces = re.split(r"([0-9]+)", name)

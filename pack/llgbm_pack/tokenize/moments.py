@@ -42,12 +42,7 @@ LARGEST: Final = {
 def round_to(values: Float64s, dtype: str) -> Float32s:
     """Rounds float64 once, to nearest even, to a dtype; the results are returned as float32, which holds them all.
 
-    Args:
-        values: Any shape.
-        dtype: ``bfloat16``, ``float16`` or ``float32``.
-
-    Returns:
-        float32, of the same shape; infinite where the dtype cannot hold the value.
+    A value that the dtype cannot hold becomes infinite.
     """
     with np.errstate(over="ignore"):
         if dtype == "float16":
@@ -129,14 +124,9 @@ def decide(
 
 
 def fold_moments(pieces: Float64s, dtype: str) -> tuple[Float32s, Float32s]:
-    """Mean and std of pieces, by the definition at the top of this file.
+    """Mean (K,) and std (K,) of pieces, by the definition at the top, as float32 that the dtype holds exactly.
 
-    Args:
-        pieces: (K, n) real elements in row-major order of the (r, chunk) piece.
-        dtype: The source's dtype.
-
-    Returns:
-        mean (K,), std (K,), as float32 that the dtype holds exactly.
+    ``pieces`` are (K, n) real elements in row-major order of the (r, chunk) piece.
     """
     n = pieces.shape[1]
     mean = _fold(pieces) / n

@@ -96,13 +96,7 @@ class Work:
 
 
 def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
-    """Yields the tiles of a module in token order: all of A, then all of B.
-
-    Args:
-        module: The module.
-        rank: Its rank in the checkpoint.
-        chunk: Columns of a piece.
-    """
+    """Yields the tiles of a module in token order: all of A, then all of B; pieces have ``chunk`` columns."""
     most = max(1, _BATCH_ELEMENTS // (rank * chunk))
     token = module.first_token
     for side, features in (("A", module.in_features), ("B", module.out_features)):
@@ -122,15 +116,7 @@ def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
 
 
 def cut_batches(layout: Layout, ranks: Mapping[str, int]) -> list[list[Cut]]:
-    """Gathers the tiles of the modules that are there into batches of consecutive tokens.
-
-    Args:
-        layout: The layout.
-        ranks: Rank of each module; one that is not named is absent.
-
-    Returns:
-        The batches, in token order.
-    """
+    """Batches of consecutive tokens, in token order; a module that ``ranks`` does not name is absent."""
     batches: list[list[Cut]] = []
     left = 0
     for module in layout.modules:
@@ -152,17 +138,8 @@ def _piece_size(cut: Cut) -> int:
     return cut.rank * cut.width
 
 
-def _tokens(cuts: list[Cut]) -> slice:
-    return slice(cuts[0].token, cuts[-1].token + cuts[-1].count)
-
-
 class Binder:
-    """Builds tiles: all views of source, scratch and body that the arithmetic needs.
-
-    Args:
-        layout: The layout.
-        dtype: The source's dtype.
-    """
+    """Builds tiles: all views of source (of ``dtype``), scratch and body that the arithmetic needs."""
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         largest = max(_BATCH_ELEMENTS, layout.rank * layout.chunk)
@@ -191,7 +168,7 @@ class Binder:
         )
 
     def _batch(self, cuts: list[Cut], pairs: Pairs, body: Tensor) -> Batch:
-        size, tokens = _piece_size(cuts[0]), _tokens(cuts)
+        size, tokens = _piece_size(cuts[0]), slice(cuts[0].token, cuts[-1].tokens.stop)
         count = tokens.stop - tokens.start
         rows = self._wide[: count * size].view(count, size)
         tiles = []
