@@ -25,19 +25,12 @@ _WRAPPER: Final = re.compile(r"adapter|checkpoint-[0-9]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointTexts:
-    """The texts of one checkpoint.
+    """The texts of one checkpoint."""
 
-    Attributes:
-        texts: The texts kept, in file order; the first one is always the file's first.
-        task: The task its prompts.json names, or empty.
-        source: ``prompts.json``, ``probes``, ``texts-dir`` or ``name``.
-        files: Files that were read; none for ``name``.
-    """
-
-    texts: tuple[Text, ...]
-    task: str
-    source: str
-    files: tuple[Path, ...]
+    texts: tuple[Text, ...]  # The texts kept, in file order; the first one is always the file's first
+    task: str  # The task its prompts.json names, or empty
+    source: str  # ``prompts.json``, ``probes``, ``texts-dir`` or ``name``
+    files: tuple[Path, ...]  # Files that were read; none for ``name``
 
 
 def read_texts(

@@ -22,19 +22,13 @@ _BLOCK: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZooListing:
-    """What a walk found, each list in natural order of the paths.
+    """What a walk found, each list in natural order of the paths."""
 
-    Attributes:
-        checkpoints: What can be opened as a checkpoint.
-        rejected: What looks like one and is not packed, with the reason.
-        excluded: Count of checkpoints and rejections that include and exclude patterns left out.
-        ignored: Paths of directories that were not entered: hidden ones, ``tmp-*``. A hub cache's own ones,
-            which hold nothing but what its snapshots link to, are not listed.
-    """
-
-    checkpoints: tuple[Candidate, ...]
-    rejected: tuple[Rejected, ...]
-    excluded: int
+    checkpoints: tuple[Candidate, ...]  # What can be opened as a checkpoint
+    rejected: tuple[Rejected, ...]  # What looks like one and is not packed, with the reason
+    excluded: int  # Count of checkpoints and rejections that include and exclude patterns left out
+    # Paths of directories that were not entered: hidden ones, ``tmp-*``. A hub cache's own ones, which hold
+    # nothing but what its snapshots link to, are not listed
     ignored: tuple[str, ...]
 
     @property
@@ -100,11 +94,7 @@ def walk_zoo(
 
 
 def natural_key(path: str) -> tuple[object, ...]:
-    """Sorts numbers in names by value (``checkpoint-9`` before ``checkpoint-10``), folder by folder.
-
-    Args:
-        path: A POSIX path.
-    """
+    """Sorts numbers in names of a POSIX path by value (``checkpoint-9`` before ``checkpoint-10``)."""
     parts = []
     for name in path.split("/"):
         pieces = re.split(r"([0-9]+)", name)

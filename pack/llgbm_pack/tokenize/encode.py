@@ -20,21 +20,13 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """All views for one set of tensors; used again as long as the same tensors come.
+    """All views for one set of tensors; used again as long as the same tensors come."""
 
-    Attributes:
-        sources: (A, B) per module of the layout, None where absent.
-        body: The body it writes.
-        scales: The scales it writes.
-        work: All tiles, bound to these tensors.
-        padding: Integer views of the body's parts that hold padding.
-    """
-
-    sources: tuple[tuple[Tensor, Tensor] | None, ...]
-    body: Tensor
-    scales: Tensor
-    work: Work
-    padding: tuple[Tensor, ...]
+    sources: tuple[tuple[Tensor, Tensor] | None, ...]  # (A, B) per module of the layout, None where absent
+    body: Tensor  # The body it writes
+    scales: Tensor  # The scales it writes
+    work: Work  # All tiles, bound to these tensors
+    padding: tuple[Tensor, ...]  # Integer views of the body's parts that hold padding
 
 
 class BodyEncoder:

@@ -27,25 +27,15 @@ _BATCH_ELEMENTS: Final = 42 * 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
-    """Where a tile lies.
+    """Where a tile lies."""
 
-    Attributes:
-        module: The module it is cut from.
-        side: ``A`` or ``B``.
-        token: Its first token.
-        count: Pieces in it.
-        start: First column (of A, or of B transposed).
-        width: Real columns of each piece; less than the chunk only in the last piece of a side.
-        rank: Real rows of each piece.
-    """
-
-    module: Module
-    side: str
-    token: int
-    count: int
-    start: int
-    width: int
-    rank: int
+    module: Module  # The module it is cut from
+    side: str  # ``A`` or ``B``
+    token: int  # Its first token
+    count: int  # Pieces in it
+    start: int  # First column (of A, or of B transposed)
+    width: int  # Real columns of each piece; less than the chunk only in the last piece of a side
+    rank: int  # Real rows of each piece
 
     @property
     def tokens(self) -> slice:
@@ -60,75 +50,44 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """A cut bound to the memory it reads and writes; P pieces of r rows and w columns.
+    """A cut bound to the memory it reads and writes; P pieces of r rows and w columns."""
 
-    Attributes:
-        cut: Where it lies.
-        tensor: The whole source tensor.
-        source: The pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B.
-        pieces: The same elements as (P, r, w).
-        body: (P, r, w) part of the body.
-        wide: Its part of the batch's float64 scratch, shaped as ``source``.
-        centred: Scratch in the source's dtype shaped as ``source``; the body itself for A.
-        swap: For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed.
-        mean: (P, 1, 1) means in the source's dtype.
-        std: (P, 1, 1) divisors in the source's dtype.
-    """
-
-    cut: Cut
-    tensor: Tensor
-    source: Tensor
-    pieces: Tensor
-    body: Tensor
-    wide: Tensor
-    centred: Tensor
+    cut: Cut  # Where it lies
+    tensor: Tensor  # The whole source tensor
+    source: Tensor  # The pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B
+    pieces: Tensor  # The same elements as (P, r, w)
+    body: Tensor  # (P, r, w) part of the body
+    wide: Tensor  # Its part of the batch's float64 scratch, shaped as ``source``
+    centred: Tensor  # Scratch in the source's dtype shaped as ``source``; the body itself for A
+    # For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed
     swap: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]] | None
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (P, 1, 1) means in the source's dtype
+    std: Tensor  # (P, 1, 1) divisors in the source's dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Neighbouring tiles whose pieces have n elements each; T pieces in all.
+    """Neighbouring tiles whose pieces have n elements each; T pieces in all."""
 
-    Attributes:
-        tiles: The tiles, in token order.
-        rows: float64 scratch (T, n) that the tiles' ``wide`` are parts of.
-        left: The same scratch in numpy, (T, 1, n).
-        right: The same scratch in numpy, (T, n, 1).
-        ones: (n,) float64 ones.
-        sums: (T,) sums of the elements.
-        squares: (T, 1, 1) sums of squares.
-    """
-
-    tiles: tuple[Tile, ...]
-    rows: Tensor
-    left: Float64s
-    right: Float64s
-    ones: Tensor
-    sums: Tensor
-    squares: Float64s
+    tiles: tuple[Tile, ...]  # The tiles, in token order
+    rows: Tensor  # float64 scratch (T, n) that the tiles' ``wide`` are parts of
+    left: Float64s  # The same scratch in numpy, (T, 1, n)
+    right: Float64s  # The same scratch in numpy, (T, n, 1)
+    ones: Tensor  # (n,) float64 ones
+    sums: Tensor  # (T,) sums of the elements
+    squares: Float64s  # (T, 1, 1) sums of squares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each.
+    """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each."""
 
-    Attributes:
-        batches: The batches, in token order.
-        counts: Constants of the N pieces.
-        sums: (N,) sums of the elements.
-        squares: (N,) sums of squares.
-        mean: (N,) means in the source's dtype.
-        std: (N,) divisors in the source's dtype.
-    """
-
-    batches: tuple[Batch, ...]
-    counts: Counts
-    sums: Float64s
-    squares: Float64s
-    mean: Tensor
-    std: Tensor
+    batches: tuple[Batch, ...]  # The batches, in token order
+    counts: Counts  # Constants of the N pieces
+    sums: Float64s  # (N,) sums of the elements
+    squares: Float64s  # (N,) sums of squares
+    mean: Tensor  # (N,) means in the source's dtype
+    std: Tensor  # (N,) divisors in the source's dtype
 
     @property
     def tiles(self) -> Iterator[Tile]:
@@ -137,13 +96,7 @@ class Work:
 
 
 def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
-    """Yields the tiles of a module in token order: all of A, then all of B.
-
-    Args:
-        module: The module.
-        rank: Its rank in the checkpoint.
-        chunk: Columns of a piece.
-    """
+    """Yields the tiles of a module in token order: all of A, then all of B; pieces have ``chunk`` columns."""
     most = max(1, _BATCH_ELEMENTS // (rank * chunk))
     token = module.first_token
     for side, features in (("A", module.in_features), ("B", module.out_features)):
@@ -163,15 +116,7 @@ def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
 
 
 def cut_batches(layout: Layout, ranks: Mapping[str, int]) -> list[list[Cut]]:
-    """Gathers the tiles of the modules that are there into batches of consecutive tokens.
-
-    Args:
-        layout: The layout.
-        ranks: Rank of each module; one that is not named is absent.
-
-    Returns:
-        The batches, in token order.
-    """
+    """Batches of consecutive tokens, in token order; a module that ``ranks`` does not name is absent."""
     batches: list[list[Cut]] = []
     left = 0
     for module in layout.modules:
@@ -193,17 +138,8 @@ def _piece_size(cut: Cut) -> int:
     return cut.rank * cut.width
 
 
-def _tokens(cuts: list[Cut]) -> slice:
-    return slice(cuts[0].token, cuts[-1].token + cuts[-1].count)
-
-
 class Binder:
-    """Builds tiles: all views of source, scratch and body that the arithmetic needs.
-
-    Args:
-        layout: The layout.
-        dtype: The source's dtype.
-    """
+    """Builds tiles: all views of source (of ``dtype``), scratch and body that the arithmetic needs."""
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         largest = max(_BATCH_ELEMENTS, layout.rank * layout.chunk)
@@ -232,7 +168,7 @@ class Binder:
         )
 
     def _batch(self, cuts: list[Cut], pairs: Pairs, body: Tensor) -> Batch:
-        size, tokens = _piece_size(cuts[0]), _tokens(cuts)
+        size, tokens = _piece_size(cuts[0]), slice(cuts[0].token, cuts[-1].tokens.stop)
         count = tokens.stop - tokens.start
         rows = self._wide[: count * size].view(count, size)
         tiles = []
