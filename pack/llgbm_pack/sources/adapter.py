@@ -23,13 +23,13 @@ class PairSpec:
 
     a: TensorSpec  # lora_A, (rank, in_features)
     b: TensorSpec  # lora_B, (out_features, rank)
-    a_key: str  # Its key in the file
-    b_key: str  # Its key in the file
-    rank: int  # From the shapes
-    in_features: int  # Width of A
-    out_features: int  # Height of B
-    alpha: float  # Alpha of this module (``alpha_pattern`` applied)
-    scaling: float  # The factor of ``B @ A``
+    a_key: str  # its key in the file
+    b_key: str  # its key in the file
+    rank: int  # from the shapes
+    in_features: int  # width of A
+    out_features: int  # height of B
+    alpha: float  # alpha of this module (``alpha_pattern`` applied)
+    scaling: float  # the factor of ``B @ A``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +37,9 @@ class Adapter:
     """A LoRA adapter, without its weights."""
 
     dtype: str  # ``bfloat16``, ``float16`` or ``float32``; one for all tensors
-    pairs: dict[str, PairSpec]  # Canonical module name -> module, sorted by name
-    base_model: str  # Name of the base model, never a path; "" when unknown
-    rank: int  # The largest rank
+    pairs: dict[str, PairSpec]  # canonical module name -> module, sorted by name
+    base_model: str  # name of the base model, never a path; "" when unknown
+    rank: int  # the largest rank
     alpha: float  # ``lora_alpha``
     scaling: float  # ``alpha / rank`` (rslora: ``alpha / sqrt(rank)``) of these two
     dropout: float  # ``lora_dropout``, 0 when unknown

@@ -53,8 +53,8 @@ class AdapterConfig:
     alpha: float | None = None  # ``lora_alpha``, None when absent
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()  # in the file's order
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()  # in the file's order
-    rslora: bool = False  # Scaling is ``alpha / sqrt(r)``
-    base_model: str = ""  # Name of the base model, never a path of a machine; "" when unknown
+    rslora: bool = False  # scaling is ``alpha / sqrt(r)``
+    base_model: str = ""  # name of the base model, never a path of a machine; "" when unknown
     dropout: float = 0.0  # ``lora_dropout``; of use to whoever trains an exported adapter further
     task_type: str = ""  # PEFT's, such as ``CAUSAL_LM``; "" when none
 

@@ -30,9 +30,9 @@ class Candidate:
     """A checkpoint to be, not yet opened."""
 
     # POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its own
-    # (``{dataset}/{N}.safetensors``) it is the file's path without the suffix
+    # (``{dataset}/{N}.safetensors``) it is the file's path without the suffix.
     path: str
-    weights: Path  # The safetensors file: a regular file in the zoo, or a link to one
+    weights: Path  # the safetensors file: a regular file in the zoo, or a link to one
     config: Path | None  # ``adapter_config.json``, None when there is none
 
 
@@ -40,8 +40,8 @@ class Candidate:
 class Rejected:
     """Something that looks like a checkpoint and is not packed."""
 
-    path: str  # As in :class:`Candidate`
-    reason: str  # Why, in one clause
+    path: str  # as in :class:`Candidate`
+    reason: str  # why, in one clause
     fault: bool  # False when nothing is lost: the same adapter lies elsewhere, or it never was one
 
 

@@ -32,16 +32,16 @@ _PROMPT_KEYS: Final = ("prompts", "probes")
 class Text(NamedTuple):
     """One text of a checkpoint."""
 
-    prompt: str  # The prompt; may be empty
-    answer: str  # The answer; empty when the file has none
+    prompt: str  # the prompt; may be empty
+    answer: str  # the answer; empty when the file has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFile:
     """What one file of texts holds."""
 
-    texts: tuple[Text, ...]  # Its texts in file order, at least one
-    task: str = ""  # The task it names, or empty
+    texts: tuple[Text, ...]  # its texts in file order, at least one
+    task: str = ""  # the task it names, or empty
 
 
 def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:

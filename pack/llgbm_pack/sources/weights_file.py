@@ -22,11 +22,11 @@ _READ_AT_ONCE: Final = 256 << 10
 class Source:
     """One weights file in memory."""
 
-    head: bytes  # Its bytes before the data section: header length and safetensors header, not yet parsed
-    data: memoryview  # The data section, 4096-byte aligned; overwritten by the next read
+    head: bytes  # its bytes before the data section: header length and safetensors header, not yet parsed
+    data: memoryview  # the data section, 4096-byte aligned; overwritten by the next read
     digest: str  # BLAKE3-256 of the whole file, hex
-    size: int  # Bytes of the file
-    mtime_ns: int  # Modification time in ns
+    size: int  # bytes of the file
+    mtime_ns: int  # modification time in ns
 
 
 class SourceReader:

@@ -46,19 +46,19 @@ Ids = NDArray[np.int32]
 class DroppedText:
     """A text that was left out."""
 
-    index: int  # Its place among the texts given
-    form: str  # The form that cannot be rebuilt
-    reason: str  # Why
+    index: int  # its place among the texts given
+    form: str  # the form that cannot be rebuilt
+    reason: str  # why
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedTexts:
     """The texts of one checkpoint as ids."""
 
-    forms: Mapping[str, RaggedTexts]  # Ids of each form; text ``i`` of all forms is the same text
-    kept: tuple[int, ...]  # Places of the kept texts among those given, climbing; the first is 0
-    dropped: tuple[DroppedText, ...]  # Texts left out of all forms
-    fallbacks: int  # Kept texts without an answer, where a form wants one: their prompt stands for it
+    forms: Mapping[str, RaggedTexts]  # ids of each form; text ``i`` of all forms is the same text
+    kept: tuple[int, ...]  # places of the kept texts among those given, climbing; the first is 0
+    dropped: tuple[DroppedText, ...]  # texts left out of all forms
+    fallbacks: int  # kept texts without an answer, where a form wants one: their prompt stands for it
 
 
 def form_text(text: Text, form: str, joiner: str) -> str:

@@ -23,10 +23,10 @@ class _Plan:
     """All views for one set of tensors; used again as long as the same tensors come."""
 
     sources: tuple[tuple[Tensor, Tensor] | None, ...]  # (A, B) per module of the layout, None where absent
-    body: Tensor  # The body it writes
-    scales: Tensor  # The scales it writes
-    work: Work  # All tiles, bound to these tensors
-    padding: tuple[Tensor, ...]  # Integer views of the body's parts that hold padding
+    body: Tensor  # the body it writes
+    scales: Tensor  # the scales it writes
+    work: Work  # all tiles, bound to these tensors
+    padding: tuple[Tensor, ...]  # integer views of the body's parts that hold padding
 
 
 class BodyEncoder:

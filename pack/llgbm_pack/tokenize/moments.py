@@ -72,7 +72,7 @@ class Counts:
     n: Float64s  # (T,) count of real elements of each piece, as float64
     divisors: Float64s  # (4, T) n, n, n - 1, n - 1 (1 where n is 1)
     sum_slack: Float64s  # (T,) bound on the error of a sum, as a multiple of the root of the sum of squares
-    # (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares
+    # (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares.
     spread_slack: Float64s
 
     @classmethod

@@ -29,13 +29,13 @@ _BATCH_ELEMENTS: Final = 42 * 4096
 class Cut:
     """Where a tile lies."""
 
-    module: Module  # The module it is cut from
+    module: Module  # the module it is cut from
     side: str  # ``A`` or ``B``
-    token: int  # Its first token
-    count: int  # Pieces in it
-    start: int  # First column (of A, or of B transposed)
-    width: int  # Real columns of each piece; less than the chunk only in the last piece of a side
-    rank: int  # Real rows of each piece
+    token: int  # its first token
+    count: int  # pieces in it
+    start: int  # first column (of A, or of B transposed)
+    width: int  # real columns of each piece; less than the chunk only in the last piece of a side
+    rank: int  # real rows of each piece
 
     @property
     def tokens(self) -> slice:
@@ -52,14 +52,14 @@ class Cut:
 class Tile:
     """A cut bound to the memory it reads and writes; P pieces of r rows and w columns."""
 
-    cut: Cut  # Where it lies
-    tensor: Tensor  # The whole source tensor
-    source: Tensor  # The pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B
-    pieces: Tensor  # The same elements as (P, r, w)
+    cut: Cut  # where it lies
+    tensor: Tensor  # the whole source tensor
+    source: Tensor  # the pieces in the order they lie in memory: (P, r, w) of A, (P, w, r) of B
+    pieces: Tensor  # the same elements as (P, r, w)
     body: Tensor  # (P, r, w) part of the body
-    wide: Tensor  # Its part of the batch's float64 scratch, shaped as ``source``
-    centred: Tensor  # Scratch in the source's dtype shaped as ``source``; the body itself for A
-    # For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed
+    wide: Tensor  # its part of the batch's float64 scratch, shaped as ``source``
+    centred: Tensor  # scratch in the source's dtype shaped as ``source``; the body itself for A
+    # For B, numpy views of equal shape (P, r, w): where the body lies, and ``centred`` transposed.
     swap: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]] | None
     mean: Tensor  # (P, 1, 1) means in the source's dtype
     std: Tensor  # (P, 1, 1) divisors in the source's dtype
@@ -69,10 +69,10 @@ class Tile:
 class Batch:
     """Neighbouring tiles whose pieces have n elements each; T pieces in all."""
 
-    tiles: tuple[Tile, ...]  # The tiles, in token order
+    tiles: tuple[Tile, ...]  # the tiles, in token order
     rows: Tensor  # float64 scratch (T, n) that the tiles' ``wide`` are parts of
-    left: Float64s  # The same scratch in numpy, (T, 1, n)
-    right: Float64s  # The same scratch in numpy, (T, n, 1)
+    left: Float64s  # the same scratch in numpy, (T, 1, n)
+    right: Float64s  # the same scratch in numpy, (T, n, 1)
     ones: Tensor  # (n,) float64 ones
     sums: Tensor  # (T,) sums of the elements
     squares: Float64s  # (T, 1, 1) sums of squares
@@ -82,8 +82,8 @@ class Batch:
 class Work:
     """All batches of a checkpoint; N tokens in all. An absent module's pieces count as one zero element each."""
 
-    batches: tuple[Batch, ...]  # The batches, in token order
-    counts: Counts  # Constants of the N pieces
+    batches: tuple[Batch, ...]  # the batches, in token order
+    counts: Counts  # constants of the N pieces
     sums: Float64s  # (N,) sums of the elements
     squares: Float64s  # (N,) sums of squares
     mean: Tensor  # (N,) means in the source's dtype
