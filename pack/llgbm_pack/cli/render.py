@@ -104,9 +104,9 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
 
 
 def _repairable(report: CheckReport) -> bool:
-    """Whether damage is in files of the set; not so where there is no set, or a sound one that is another than expected."""
+    """Whether files that the commit record lists are damaged: without a record there may be no set, or an unfinished one."""
     damaged = {finding.shard for finding in report.findings if finding.kind == "damage"}
-    return bool(damaged - {RECORD_NAME}) if report.digest else RECORD_NAME in damaged
+    return bool(report.digest and damaged - {RECORD_NAME})
 
 
 def _against(checked: Checked, *, verbose: bool) -> list[str]:

@@ -62,12 +62,6 @@ def test_damage_names_the_command_that_mends_it(made, spoil):
     assert f"`llgbm-pack repair {made} --zoo ZOO` puts back what is missing" in here("check", made).out
 
 
-@pytest.mark.parametrize("options", [[], ["--level", "quick"]])
-def test_a_damaged_record_names_the_command_too(made, options):
-    (made / "shardset.json").write_text("{}")
-    assert f"`llgbm-pack repair {made} --zoo ZOO` puts back" in here("check", made, *options).out
-
-
 def test_what_no_repair_can_mend_names_no_command(made, tmp_path):
     (tmp_path / "unfinished" / ".pack").mkdir(parents=True)
     for arguments in ([made, "--expect-digest", "0" * 64], [tmp_path / "unfinished"], [tmp_path]):
