@@ -44,10 +44,9 @@ def whole_number(name: str, value: object, least: int | None = None, most: int |
     """
     number = as_index(value)
     if number is None or (least is not None and number < least) or (most is not None and number > most):
-        bounds = ("" if least is None else f", {least} or more") + (
-            "" if most is None else f", {most} or less"
-        )
-        expected = f"a whole number{bounds}"
+        lower = "" if least is None else f", {least} or more"
+        upper = "" if most is None else f", {most} or less"
+        expected = f"a whole number{lower}{upper}"
         raise UsageError("cannot be used", where=f"option {name}", expected=expected, got=shown(value))
     return number
 

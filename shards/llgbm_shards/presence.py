@@ -64,9 +64,8 @@ def check_files(directory: Directory, record: CommitRecord) -> list[Finding]:
 class Presence:
     """What stands in the directory of a set."""
 
-    findings: list[Finding] = field(
-        default_factory=list
-    )  # shards that are missing, of another size, or no files
+    #: Shards that are missing, of another size, or no files.
+    findings: list[Finding] = field(default_factory=list)
     there: list[ShardEntry] = field(default_factory=list)  # shards that can be read, whatever their size
     extra: list[str] = field(default_factory=list)  # names of files that are not of this set
 

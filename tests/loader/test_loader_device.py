@@ -130,8 +130,9 @@ def _equal_batches(got, wanted):
 
 def test_a_device_that_is_not_there_is_refused(made):
     assert device_ops(torch.device("cpu")) is None
-    with pytest.raises(UsageError, match="no such device"):
-        StreamingLoader(made.path, device="cuda:77")
+    for path in (made.path, made.path / "no set"):  # it is refused before any set is opened
+        with pytest.raises(UsageError, match="no such device"):
+            StreamingLoader(path, device="cuda:77")
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")

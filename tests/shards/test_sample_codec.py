@@ -101,6 +101,12 @@ def test_offsets_that_do_not_partition_the_ids_are_refused(offsets):
         codec.decode_texts(joined(member), ["prompt"], where="texts")
 
 
+def test_a_negative_id_is_refused():
+    member = codec.encode_texts({"prompt": (np.array([3, -1], np.int32), np.array([0, 2], np.int64))})
+    with pytest.raises(HeaderError, match="id outside the vocabulary: expected 0 to 2147483647, got -1 to 3"):
+        codec.decode_texts(joined(member), ["prompt"], where="texts")
+
+
 def test_other_forms_than_the_record_names_are_refused():
     member = codec.encode_texts({"prompt": (np.zeros(1, np.int32), np.array([0, 1]))})
     with pytest.raises(HeaderError, match="do not hold the set's forms"):

@@ -56,6 +56,18 @@ def test_a_damaged_sample_is_refused_with_its_place(made):
     opened.read_sample(5)
 
 
+def test_a_sample_that_was_damaged_before_the_set_was_opened_is_refused_too(made):
+    extent = ShardSet(made.path).extents(6)[1]
+    data = bytearray((made.path / SECOND).read_bytes())
+    data[extent.offset + 130] ^= 1
+    (made.path / SECOND).write_bytes(data)
+    expected = (
+        f"damaged: expected {extent.size} bytes, digest {extent.blake3}, got {extent.size} bytes, digest "
+    )
+    with pytest.raises(DamageError, match=f"{SECOND} sample {extent.key} scales.npy: {expected}.* repair"):
+        ShardSet(made.path).read_sample(6)
+
+
 def test_damaged_index_is_refused_when_it_is_opened(made):
     data = bytearray((made.path / "index.parquet").read_bytes())
     data[40] ^= 1
@@ -66,7 +78,9 @@ def test_damaged_index_is_refused_when_it_is_opened(made):
 
 def test_member_that_is_right_but_of_another_layout_is_refused(made):
     rewrite(made.path, lambda key, data: {**data, "scales": data["scales"][:-8]})
-    with pytest.raises(DamageError, match="not the expected npy array"):
+    with pytest.raises(
+        DamageError, match=r"not the expected npy array: expected <f4 of shape .*, got .* bytes"
+    ):
         ShardSet(made.path).read_sample(0)
     assert issubclass(HeaderError, Exception)
 

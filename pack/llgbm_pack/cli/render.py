@@ -12,12 +12,14 @@ from llgbm_pack.packing.report import PackReport
 from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.same_reason import grouped, one_line
 from llgbm_pack.plan.values import Note, Skip
+from llgbm_shards.names import RECORD_NAME
 
 if TYPE_CHECKING:
     from llgbm_pack.cli.check import Checked
     from llgbm_pack.look.bench import BenchReport
     from llgbm_pack.look.stats import StatsReport
     from llgbm_pack.upkeep.repair import RepairReport
+    from llgbm_shards.findings import CheckReport
 
 _FEW: Final = 20
 _ADVICE: Final = {
@@ -95,10 +97,16 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
     lines.append(f"{report.path}: {verdict} ({what})")
     if report.digest:
         lines.append(f"digest {report.digest}")
-    if report.exit_code == 1:
+    if _repairable(report):
         command = f"llgbm-pack repair {shlex.quote(report.path)} --zoo ZOO"
         lines.append(f"`{command}` puts back what is missing or damaged, to the bit")
     return "\n".join([*lines, *_against(checked, verbose=verbose)])
+
+
+def _repairable(report: CheckReport) -> bool:
+    """Whether files that the commit record lists are damaged: without a record there may be no set, or an unfinished one."""
+    damaged = {finding.shard for finding in report.findings if finding.kind == "damage"}
+    return bool(report.digest and damaged - {RECORD_NAME})
 
 
 def _against(checked: Checked, *, verbose: bool) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -20,7 +19,7 @@ from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.extents import MemberExtent
 from llgbm_shards.members import SUFFIX, pieces_header
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.storage import read_into, storage_errors
+from llgbm_shards.storage import read_into
 
 #: Bytes of float64 sums held at a time, over all groups.
 _SUM_BYTES: Final = 96 << 20
@@ -84,9 +83,7 @@ class Pass:
         for shard, of_shard in itertools.groupby(bodies, key=lambda body: body[0].shard):
             with self._set.open_shard(shard) as fd:
                 for extent, digest, groups in of_shard:
-                    with storage_errors(Path(shard)):
-                        missing = read_into(fd, [buffer], extent.offset + offset)
-                    if missing:
+                    if read_into(fd, [buffer], extent.offset + offset):
                         raise _damaged(extent)
                     digest.update(buffer)
                     _fold(values, sums, groups)

@@ -7,12 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from llgbm_pack.sources.adapter_config import (
-    AdapterConfig,
-    load_config,
-    parse_config,
-    read_config,
-)
+from llgbm_pack.sources.adapter_config import AdapterConfig, load_config, parse_config, read_config
 from llgbm_pack.sources.peft_keys import PairKeys, pair_keys
 from llgbm_shards.errors import CheckpointError, HeaderError
 from llgbm_shards.layout import SAFETENSORS_DTYPE
@@ -24,54 +19,31 @@ _DTYPE_NAME: Final = {short: name for name, short in SAFETENSORS_DTYPE.items()}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSpec:
-    """One module of an adapter, as the header has it.
+    """One module of an adapter, as the header has it."""
 
-    Attributes:
-        a: lora_A, (rank, in_features).
-        b: lora_B, (out_features, rank).
-        a_key: Its key in the file.
-        b_key: Its key in the file.
-        rank: From the shapes.
-        in_features: Width of A.
-        out_features: Height of B.
-        alpha: Alpha of this module (``alpha_pattern`` applied).
-        scaling: The factor of ``B @ A``.
-    """
-
-    a: TensorSpec
-    b: TensorSpec
-    a_key: str
-    b_key: str
-    rank: int
-    in_features: int
-    out_features: int
-    alpha: float
-    scaling: float
+    a: TensorSpec  # lora_A, (rank, in_features)
+    b: TensorSpec  # lora_B, (out_features, rank)
+    a_key: str  # its key in the file
+    b_key: str  # its key in the file
+    rank: int  # from the shapes
+    in_features: int  # width of A
+    out_features: int  # height of B
+    alpha: float  # alpha of this module (``alpha_pattern`` applied)
+    scaling: float  # the factor of ``B @ A``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A LoRA adapter, without its weights.
+    """A LoRA adapter, without its weights."""
 
-    Attributes:
-        dtype: ``bfloat16``, ``float16`` or ``float32``; one for all tensors.
-        pairs: Canonical module name -> module, sorted by name.
-        base_model: Name of the base model, never a path; "" when unknown.
-        rank: The largest rank.
-        alpha: ``lora_alpha``.
-        scaling: ``alpha / rank`` (rslora: ``alpha / sqrt(rank)``) of these two.
-        dropout: ``lora_dropout``, 0 when unknown.
-        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
-    """
-
-    dtype: str
-    pairs: dict[str, PairSpec]
-    base_model: str
-    rank: int
-    alpha: float
-    scaling: float
-    dropout: float
-    task_type: str
+    dtype: str  # ``bfloat16``, ``float16`` or ``float32``; one for all tensors
+    pairs: dict[str, PairSpec]  # canonical module name -> module, sorted by name
+    base_model: str  # name of the base model, never a path; "" when unknown
+    rank: int  # the largest rank
+    alpha: float  # ``lora_alpha``
+    scaling: float  # ``alpha / rank`` (rslora: ``alpha / sqrt(rank)``) of these two
+    dropout: float  # ``lora_dropout``, 0 when unknown
+    task_type: str  # PEFT's, such as ``CAUSAL_LM``; "" when none
 
 
 def read_adapter(weights: Path, config: Path | None, *, alpha: float | None = None) -> Adapter:
@@ -109,16 +81,7 @@ def parse_adapter(
     *,
     alpha: float | None = None,
 ) -> Adapter:
-    """As :func:`read_adapter`, from the bytes before the data section of a file that has been read.
-
-    Args:
-        head: Its first bytes.
-        size: Bytes of the whole file.
-        name: Its name, for messages.
-        config: The bytes of ``adapter_config.json``; None when there is none.
-        config_name: Its name, for messages.
-        alpha: Alpha for an adapter whose config is absent or does not name it.
-    """
+    """As :func:`read_adapter`, from the bytes before the data section of a file of ``size`` bytes, and a config's bytes."""
     return _parse(head, size, name, config, config_name, alpha)
 
 

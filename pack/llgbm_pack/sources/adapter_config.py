@@ -48,27 +48,16 @@ _FORBIDDEN: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """The part of ``adapter_config.json`` that matters here.
+    """The part of ``adapter_config.json`` that matters here."""
 
-    Attributes:
-        rank: ``r``, None when absent.
-        alpha: ``lora_alpha``, None when absent.
-        rank_pattern: Compiled pattern and rank, in the file's order.
-        alpha_pattern: Compiled pattern and alpha, in the file's order.
-        rslora: Scaling is ``alpha / sqrt(r)``.
-        base_model: Name of the base model, never a path of a machine; "" when unknown.
-        dropout: ``lora_dropout``; of use to whoever trains an exported adapter further.
-        task_type: PEFT's, such as ``CAUSAL_LM``; "" when none.
-    """
-
-    rank: int | None = None
-    alpha: float | None = None
-    rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()
-    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()
-    rslora: bool = False
-    base_model: str = ""
-    dropout: float = 0.0
-    task_type: str = ""
+    rank: int | None = None  # ``r``, None when absent
+    alpha: float | None = None  # ``lora_alpha``, None when absent
+    rank_pattern: tuple[tuple[re.Pattern[str], int], ...] = ()  # in the file's order
+    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...] = ()  # in the file's order
+    rslora: bool = False  # scaling is ``alpha / sqrt(r)``
+    base_model: str = ""  # name of the base model, never a path of a machine; "" when unknown
+    dropout: float = 0.0  # ``lora_dropout``; of use to whoever trains an exported adapter further
+    task_type: str = ""  # PEFT's, such as ``CAUSAL_LM``; "" when none
 
     def rank_of(self, module: str) -> int | None:
         """The rank that the config claims for a module; the tensors decide."""
@@ -84,11 +73,7 @@ class AdapterConfig:
 
 
 def read_config(path: Path) -> bytes:
-    """The file's bytes, at most one more than is allowed.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
+    """The file's bytes, at most one more than is allowed."""
     with read_errors(CheckpointError, path.name):
         return read_at_most(path, MAX_CONFIG_BYTES)
 
@@ -109,11 +94,7 @@ def _without_credentials(value: Any) -> Any:
 
 
 def load_config(data: bytes, where: str) -> dict[str, Any]:
-    """Parses strictly, in bounded memory, and wants an object whose ``peft_type`` is LORA.
-
-    Raises:
-        CheckpointError: Over 1 MiB, not JSON, duplicate keys, not of a LoRA.
-    """
+    """Parses strictly, in bounded memory (1 MiB of JSON), and wants an object whose ``peft_type`` is LORA."""
     try:
         config = load_json(data, where=where, max_bytes=MAX_CONFIG_BYTES)
     except HeaderError as error:
@@ -129,15 +110,7 @@ def load_config(data: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
-    """Refuses what cannot be packed and picks out what matters.
-
-    Args:
-        config: What :func:`load_config` returned.
-        where: Name of the file, for messages.
-
-    Raises:
-        CheckpointError: Names the key that forbids packing, or the one that is malformed.
-    """
+    """Refuses what cannot be packed, naming the key, and picks out what matters."""
     _refuse_variants(config, where)
     _refuse_inits(config.get("init_lora_weights", True), where)
     return AdapterConfig(

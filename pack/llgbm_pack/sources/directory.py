@@ -27,33 +27,22 @@ _IGNORED_FILES: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint to be, not yet opened.
+    """A checkpoint to be, not yet opened."""
 
-    Attributes:
-        path: POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its
-            own (``{dataset}/{N}.safetensors``) it is the file's path without the suffix.
-        weights: The safetensors file: a regular file in the zoo, or a link to one.
-        config: ``adapter_config.json``, None when there is none.
-    """
-
+    # POSIX path relative to the zoo, "." for the zoo itself. Of an adapter without a folder of its own
+    # (``{dataset}/{N}.safetensors``) it is the file's path without the suffix.
     path: str
-    weights: Path
-    config: Path | None
+    weights: Path  # the safetensors file: a regular file in the zoo, or a link to one
+    config: Path | None  # ``adapter_config.json``, None when there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that looks like a checkpoint and is not packed.
+    """Something that looks like a checkpoint and is not packed."""
 
-    Attributes:
-        path: As in :class:`Candidate`.
-        reason: Why, in one clause.
-        fault: False when nothing is lost: the same adapter lies elsewhere, or it never was one.
-    """
-
-    path: str
-    reason: str
-    fault: bool
+    path: str  # as in :class:`Candidate`
+    reason: str  # why, in one clause
+    fault: bool  # False when nothing is lost: the same adapter lies elsewhere, or it never was one
 
 
 def file_fault(path: Path, root: Path) -> str:
@@ -61,10 +50,7 @@ def file_fault(path: Path, root: Path) -> str:
 
     A regular file may be opened; so may a link to one within ``root``, but from within a repository of a hub
     cache (``models--*``) only into that repository's own ``blobs``. Opening a FIFO or a device may hang.
-
-    Args:
-        path: The file; its directory is reached without links.
-        root: The zoo, resolved.
+    The directory of ``path`` is reached without links, and ``root`` is the resolved zoo.
     """
     try:
         mode = path.lstat().st_mode
@@ -83,14 +69,7 @@ def file_fault(path: Path, root: Path) -> str:
 
 
 def adapters_of(directory: Path, path: str, names: set[str], root: Path) -> Iterator[Candidate | Rejected]:
-    """What a directory holds of its own, sub-directories aside.
-
-    Args:
-        directory: The directory.
-        path: Its path relative to the zoo.
-        names: Names of its files, links and special files.
-        root: The zoo, resolved.
-    """
+    """What a directory holds of its own; ``names`` are its files, links and special files, ``root`` is resolved."""
     refused = {name: why for name in sorted(names) if (why := _refusal(name, names))}
     loose = sorted(name for name in names - refused.keys() if _is_loose(name))
     if WEIGHTS in names:

@@ -19,11 +19,7 @@ _WAYS_OF_A_REPEAT: Final = 32
 
 
 def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
-    r"""The pattern as PEFT matches it: ``(.*\.)?(pattern)$`` from the start of a name.
-
-    Raises:
-        CheckpointError: It is no regular expression, or one that may take long.
-    """
+    r"""The pattern as PEFT matches it: ``(.*\.)?(pattern)$`` from the start of a name; refused if it may take long."""
     if len(pattern) > _MAX_PATTERN or _ways(pattern) > _MAX_WAYS:
         raise CheckpointError(
             "pattern too complex",
@@ -40,11 +36,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
 
 
 def matches(pattern: re.Pattern[str], name: str) -> bool:
-    """Whether the pattern means the module.
-
-    Raises:
-        CheckpointError: The name is too long to be tried.
-    """
+    """Whether the pattern means the module; a name too long to be tried is refused."""
     if len(name) > _MAX_NAME:
         raise CheckpointError(
             "name too long for patterns",

@@ -67,14 +67,7 @@ class PairKeys:
 
 
 def pair_keys(keys: Iterable[str], where: str) -> dict[str, PairKeys]:
-    """Groups the keys of a file by module.
-
-    Args:
-        keys: All keys of the file.
-        where: Name of the file, for messages.
-
-    Returns:
-        Canonical module name (no ``base_model.model.``) -> its keys, sorted by name.
+    """Canonical module name (no ``base_model.model.``) -> its two keys, sorted by name.
 
     Raises:
         CheckpointError: Names the first key that cannot be packed, and why.
@@ -83,19 +76,19 @@ def pair_keys(keys: Iterable[str], where: str) -> dict[str, PairKeys]:
     _refuse(ordered, where)
     sides: dict[str, dict[str, tuple[str, str]]] = {}
     for key in ordered:
-        found = _PAIR_KEY.fullmatch(key)
-        if found is None:
+        parts = _PAIR_KEY.fullmatch(key)
+        if parts is None:
             _refuse_other(key, ordered, where)
-        name = found["module"].removeprefix(PEFT_PREFIX)
+        name = parts["module"].removeprefix(PEFT_PREFIX)
         module = sides.setdefault(name, {})
-        if found["side"] in module:
+        if parts["side"] in module:
             raise CheckpointError(
                 "two adapters in one file",
                 where=f"{where}: {key:.200}",
-                got=f"also {module[found['side']][0]:.200}",
+                got=f"also {module[parts['side']][0]:.200}",
                 do="Save each adapter to a file of its own.",
             )
-        module[found["side"]] = (key, found["adapter"] or "")
+        module[parts["side"]] = (key, parts["adapter"] or "")
     if not sides:
         raise CheckpointError("not a LoRA adapter: it holds no tensors", where=where, do=_ONLY_PAIRS)
     return {name: _complete(module, where) for name, module in sorted(sides.items())}

@@ -30,36 +30,22 @@ _PROMPT_KEYS: Final = ("prompts", "probes")
 
 
 class Text(NamedTuple):
-    """One text of a checkpoint.
+    """One text of a checkpoint."""
 
-    Attributes:
-        prompt: The prompt; may be empty.
-        answer: The answer; empty when the file has none.
-    """
-
-    prompt: str
-    answer: str
+    prompt: str  # the prompt; may be empty
+    answer: str  # the answer; empty when the file has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextFile:
-    """What one file of texts holds.
+    """What one file of texts holds."""
 
-    Attributes:
-        texts: Its texts in file order, at least one.
-        task: The task it names, or empty.
-    """
-
-    texts: tuple[Text, ...]
-    task: str = ""
+    texts: tuple[Text, ...]  # its texts in file order, at least one
+    task: str = ""  # the task it names, or empty
 
 
 def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
-    """Read a file of texts in any of the known shapes.
-
-    Raises:
-        CheckpointError: Unreadable, not a regular file, too large, not strict JSON, or of no known shape.
-    """
+    """Reads a regular file of texts, strict JSON in any of the known shapes."""
     with read_errors(CheckpointError, path.name, "texts cannot be read"):
         data = read_at_most(path, max_bytes)
     try:
@@ -70,11 +56,7 @@ def read_text_file(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
 
 
 def parse_texts(value: object, *, where: str) -> TextFile:
-    """The texts in a JSON value.
-
-    Raises:
-        CheckpointError: It has no known shape, or no text.
-    """
+    """The texts in a JSON value of a known shape."""
     if isinstance(value, dict):
         return _parse_lists(value, where)
     if not isinstance(value, list):

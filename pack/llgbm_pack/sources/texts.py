@@ -25,19 +25,12 @@ _WRAPPER: Final = re.compile(r"adapter|checkpoint-[0-9]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointTexts:
-    """The texts of one checkpoint.
+    """The texts of one checkpoint."""
 
-    Attributes:
-        texts: The texts kept, in file order; the first one is always the file's first.
-        task: The task its prompts.json names, or empty.
-        source: ``prompts.json``, ``probes``, ``texts-dir`` or ``name``.
-        files: Files that were read; none for ``name``.
-    """
-
-    texts: tuple[Text, ...]
-    task: str
-    source: str
-    files: tuple[Path, ...]
+    texts: tuple[Text, ...]  # the texts kept, in file order; the first one is always the file's first
+    task: str  # the task its prompts.json names, or empty
+    source: str  # ``prompts.json``, ``probes``, ``texts-dir`` or ``name``
+    files: tuple[Path, ...]  # files that were read; none for ``name``
 
 
 def read_texts(
@@ -76,17 +69,17 @@ def read_texts(
     prompts = _own_prompts(checkpoint_dir, path)
     dataset = _dataset_file(texts_dir, path, task)
     if prompts is not None:
-        file, source, found = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
+        file, source, content = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
     elif probes_file is not None:
-        file, source, found = probes_file, "probes", _read_shared(probes_file, max_bytes)
+        file, source, content = probes_file, "probes", _read_shared(probes_file, max_bytes)
     elif dataset is not None:
-        file, source, found = dataset, "texts-dir", _read_shared(dataset, max_bytes)
+        file, source, content = dataset, "texts-dir", _read_shared(dataset, max_bytes)
     else:
         texts = (Text(_own_name(checkpoint_dir, path), ""),)
         return CheckpointTexts(texts=texts, task="", source="name", files=())
     return CheckpointTexts(
-        texts=choose_texts(found.texts, path=path, seed=seed, limit=max_texts),
-        task=found.task if source == _PROMPTS else "",
+        texts=choose_texts(content.texts, path=path, seed=seed, limit=max_texts),
+        task=content.task if source == _PROMPTS else "",
         source=source,
         files=(file,),
     )

@@ -20,21 +20,13 @@ _READ_AT_ONCE: Final = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One weights file in memory.
+    """One weights file in memory."""
 
-    Attributes:
-        head: Its bytes before the data section: header length and safetensors header, not yet parsed.
-        data: The data section, 4096-byte aligned; overwritten by the next read.
-        digest: BLAKE3-256 of the whole file, hex.
-        size: Bytes of the file.
-        mtime_ns: Modification time in ns.
-    """
-
-    head: bytes
-    data: memoryview
-    digest: str
-    size: int
-    mtime_ns: int
+    head: bytes  # its bytes before the data section: header length and safetensors header, not yet parsed
+    data: memoryview  # the data section, 4096-byte aligned; overwritten by the next read
+    digest: str  # BLAKE3-256 of the whole file, hex
+    size: int  # bytes of the file
+    mtime_ns: int  # modification time in ns
 
 
 class SourceReader:
@@ -44,11 +36,7 @@ class SourceReader:
         self._buffer = memoryview(b"")
 
     def read(self, path: Path) -> Source:
-        """Read one file whole.
-
-        Raises:
-            CheckpointError: It cannot be read, or changed while it was read, twice.
-        """
+        """Reads one file whole; refused when it changed during both of two reads."""
         for _ in range(2):
             with read_errors(CheckpointError, path.name):
                 source = self._read_once(path)

@@ -22,19 +22,13 @@ _BLOCK: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZooListing:
-    """What a walk found, each list in natural order of the paths.
+    """What a walk found, each list in natural order of the paths."""
 
-    Attributes:
-        checkpoints: What can be opened as a checkpoint.
-        rejected: What looks like one and is not packed, with the reason.
-        excluded: Count of checkpoints and rejections that include and exclude patterns left out.
-        ignored: Paths of directories that were not entered: hidden ones, ``tmp-*``. A hub cache's own ones,
-            which hold nothing but what its snapshots link to, are not listed.
-    """
-
-    checkpoints: tuple[Candidate, ...]
-    rejected: tuple[Rejected, ...]
-    excluded: int
+    checkpoints: tuple[Candidate, ...]  # what can be opened as a checkpoint
+    rejected: tuple[Rejected, ...]  # what looks like one and is not packed, with the reason
+    excluded: int  # count of checkpoints and rejections that include and exclude patterns left out
+    # Paths of directories that were not entered: hidden ones, ``tmp-*``. A hub cache's own ones, which hold
+    # nothing but what its snapshots link to, are not listed.
     ignored: tuple[str, ...]
 
     @property
@@ -83,10 +77,10 @@ def walk_zoo(
         raise UsageError(
             "the zoo is not a directory", where=str(root), got=got, do="Give the directory of adapters."
         )
-    found = _walk(Path(os.path.realpath(root)))
-    chosen = [one for one in found.checkpoints if _chosen(one.path, include, exclude)]
-    rejected = [one for one in found.rejected if _chosen(one.path, include, exclude)]
-    excluded = len(found.checkpoints) + len(found.rejected) - len(chosen) - len(rejected)
+    walked = _walk(Path(os.path.realpath(root)))
+    chosen = [one for one in walked.checkpoints if _chosen(one.path, include, exclude)]
+    rejected = [one for one in walked.rejected if _chosen(one.path, include, exclude)]
+    excluded = len(walked.checkpoints) + len(walked.rejected) - len(chosen) - len(rejected)
     chosen.sort(key=lambda one: (natural_key(one.path), one.weights.name != WEIGHTS))
     repeats = [*_same_paths(chosen), *_same_as_root(chosen, wanted)]
     dropped = {id(candidate) for candidate, _ in repeats}
@@ -95,16 +89,12 @@ def walk_zoo(
         checkpoints=tuple(one for one in chosen if id(one) not in dropped),
         rejected=tuple(sorted(rejected, key=lambda one: (natural_key(one.path), one.reason))),
         excluded=excluded,
-        ignored=tuple(sorted(found.ignored, key=natural_key)),
+        ignored=tuple(sorted(walked.ignored, key=natural_key)),
     )
 
 
 def natural_key(path: str) -> tuple[object, ...]:
-    """Sorts numbers in names by value (``checkpoint-9`` before ``checkpoint-10``), folder by folder.
-
-    Args:
-        path: A POSIX path.
-    """
+    """Sorts numbers in names of a POSIX path by value (``checkpoint-9`` before ``checkpoint-10``)."""
     parts = []
     for name in path.split("/"):
         pieces = re.split(r"([0-9]+)", name)

@@ -44,34 +44,21 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DroppedText:
-    """A text that was left out.
+    """A text that was left out."""
 
-    Attributes:
-        index: Its place among the texts given.
-        form: The form that cannot be rebuilt.
-        reason: Why.
-    """
-
-    index: int
-    form: str
-    reason: str
+    index: int  # its place among the texts given
+    form: str  # the form that cannot be rebuilt
+    reason: str  # why
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedTexts:
-    """The texts of one checkpoint as ids.
+    """The texts of one checkpoint as ids."""
 
-    Attributes:
-        forms: Ids of each form; text ``i`` of all forms is the same text.
-        kept: Places of the kept texts among those given, climbing; the first is 0.
-        dropped: Texts left out of all forms.
-        fallbacks: Kept texts without an answer, where a form wants one: their prompt stands for it.
-    """
-
-    forms: Mapping[str, RaggedTexts]
-    kept: tuple[int, ...]
-    dropped: tuple[DroppedText, ...]
-    fallbacks: int
+    forms: Mapping[str, RaggedTexts]  # ids of each form; text ``i`` of all forms is the same text
+    kept: tuple[int, ...]  # places of the kept texts among those given, climbing; the first is 0
+    dropped: tuple[DroppedText, ...]  # texts left out of all forms
+    fallbacks: int  # kept texts without an answer, where a form wants one: their prompt stands for it
 
 
 def form_text(text: Text, form: str, joiner: str) -> str:

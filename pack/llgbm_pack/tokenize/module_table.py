@@ -27,17 +27,8 @@ def layer_number(name: str) -> int:
 def sort_modules(names: Mapping[str, object] | list[str], token_order: str) -> list[str]:
     """Brings canonical module names into token order.
 
-    Args:
-        names: Canonical module names.
-        token_order: ``sorted``: plain ``sorted()`` of the lora_A keys (layers 0, 1, 10, 11, ..., 2).
-            ``dnd``: by layer number (names without one last), inside a layer q, k, v, o, up, gate, down,
-            then modules of other names, sorted.
-
-    Returns:
-        The names in order.
-
-    Raises:
-        UsageError: The order is unknown.
+    ``sorted``: plain ``sorted()`` of the lora_A keys (layers 0, 1, 10, 11, ..., 2). ``dnd``: by layer number
+    (names without one last), inside a layer q, k, v, o, up, gate, down, then modules of other names, sorted.
     """
     if token_order not in TOKEN_ORDERS:
         raise UsageError("unknown token order", expected=" or ".join(TOKEN_ORDERS), got=repr(token_order))

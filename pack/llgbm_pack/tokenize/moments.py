@@ -42,12 +42,7 @@ LARGEST: Final = {
 def round_to(values: Float64s, dtype: str) -> Float32s:
     """Rounds float64 once, to nearest even, to a dtype; the results are returned as float32, which holds them all.
 
-    Args:
-        values: Any shape.
-        dtype: ``bfloat16``, ``float16`` or ``float32``.
-
-    Returns:
-        float32, of the same shape; infinite where the dtype cannot hold the value.
+    A value that the dtype cannot hold becomes infinite.
     """
     with np.errstate(over="ignore"):
         if dtype == "float16":
@@ -72,18 +67,12 @@ def _bfloat16(near: Float32s, values: Float64s) -> Float32s:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Constants of T pieces, computed once.
+    """Constants of T pieces, computed once."""
 
-    Attributes:
-        n: (T,) count of real elements of each piece, as float64.
-        divisors: (4, T) n, n, n - 1, n - 1 (1 where n is 1).
-        sum_slack: (T,) bound on the error of a sum, as a multiple of the root of the sum of squares.
-        spread_slack: (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares.
-    """
-
-    n: Float64s
-    divisors: Float64s
-    sum_slack: Float64s
+    n: Float64s  # (T,) count of real elements of each piece, as float64
+    divisors: Float64s  # (4, T) n, n, n - 1, n - 1 (1 where n is 1)
+    sum_slack: Float64s  # (T,) bound on the error of a sum, as a multiple of the root of the sum of squares
+    # (T,) bound on the error of the sum of squared deviations, as a multiple of the sum of squares.
     spread_slack: Float64s
 
     @classmethod
@@ -135,14 +124,9 @@ def decide(
 
 
 def fold_moments(pieces: Float64s, dtype: str) -> tuple[Float32s, Float32s]:
-    """Mean and std of pieces, by the definition at the top of this file.
+    """Mean (K,) and std (K,) of pieces, by the definition at the top, as float32 that the dtype holds exactly.
 
-    Args:
-        pieces: (K, n) real elements in row-major order of the (r, chunk) piece.
-        dtype: The source's dtype.
-
-    Returns:
-        mean (K,), std (K,), as float32 that the dtype holds exactly.
+    ``pieces`` are (K, n) real elements in row-major order of the (r, chunk) piece.
     """
     n = pieces.shape[1]
     mean = _fold(pieces) / n

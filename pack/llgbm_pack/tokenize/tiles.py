@@ -27,25 +27,15 @@ _BATCH_ELEMENTS: Final = 42 * 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
-    """Where a tile lies.
+    """Where a tile lies."""
 
-    Attributes:
-        module: The module it is cut from.
-        side: ``A`` or ``B``.
-        token: Its first token.
-        count: Pieces in it.
-        start: First column (of A, or of B transposed).
-        width: Real columns of each piece; less than the chunk only in the last piece of a side.
-        rank: Real rows of each piece.
-    """
-
-    module: Module
-    side: str
-    token: int
-    count: int
-    start: int
-    width: int
-    rank: int
+    module: Module  # the module it is cut from
+    side: str  # ``A`` or ``B``
+    token: int  # its first token
+    count: int  # pieces in it
+    start: int  # first column (of A, or of B transposed)
+    width: int  # real columns of each piece; less than the chunk only in the last piece of a side
+    rank: int  # real rows of each piece
 
     @property
     def tokens(self) -> slice:
@@ -73,25 +63,15 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Neighbouring tiles whose pieces have n elements each; T pieces in all.
+    """Neighbouring tiles whose pieces have n elements each; T pieces in all."""
 
-    Attributes:
-        tiles: The tiles, in token order.
-        rows: float64 scratch (T, n) that the tiles' ``wide`` are parts of.
-        left: The same scratch in numpy, (T, 1, n).
-        right: The same scratch in numpy, (T, n, 1).
-        ones: (n,) float64 ones.
-        sums: (T,) sums of the elements.
-        squares: (T, 1, 1) sums of squares.
-    """
-
-    tiles: tuple[Tile, ...]
-    rows: Tensor
-    left: Float64s
-    right: Float64s
-    ones: Tensor
-    sums: Tensor
-    squares: Float64s
+    tiles: tuple[Tile, ...]  # the tiles, in token order
+    rows: Tensor  # float64 scratch (T, n) that the tiles' ``wide`` are parts of
+    left: Float64s  # the same scratch in numpy, (T, 1, n)
+    right: Float64s  # the same scratch in numpy, (T, n, 1)
+    ones: Tensor  # (n,) float64 ones
+    sums: Tensor  # (T,) sums of the elements
+    squares: Float64s  # (T, 1, 1) sums of squares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,13 +90,7 @@ class Work:
 
 
 def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
-    """Yields the tiles of a module in token order: all of A, then all of B.
-
-    Args:
-        module: The module.
-        rank: Its rank in the checkpoint.
-        chunk: Columns of a piece.
-    """
+    """Yields the tiles of a module in token order: all of A, then all of B; pieces have ``chunk`` columns."""
     most = max(1, _BATCH_ELEMENTS // (rank * chunk))
     token = module.first_token
     for side, features in (("A", module.in_features), ("B", module.out_features)):
@@ -136,15 +110,7 @@ def cut_module(module: Module, rank: int, chunk: int) -> Iterator[Cut]:
 
 
 def cut_batches(layout: Layout, ranks: Mapping[str, int]) -> list[list[Cut]]:
-    """Gathers the tiles of the modules that are there into batches of consecutive tokens.
-
-    Args:
-        layout: The layout.
-        ranks: Rank of each module; one that is not named is absent.
-
-    Returns:
-        The batches, in token order.
-    """
+    """Batches of consecutive tokens, in token order; a module that ``ranks`` does not name is absent."""
     batches: list[list[Cut]] = []
     left = 0
     for module in layout.modules:
@@ -166,16 +132,8 @@ def _piece_size(cut: Cut) -> int:
     return cut.rank * cut.width
 
 
-def _tokens(cuts: list[Cut]) -> slice:
-    return slice(cuts[0].token, cuts[-1].token + cuts[-1].count)
-
-
 class Binder:
-    """Builds tiles: all views of source, scratch and target that the arithmetic needs.
-
-    Args:
-        layout: The layout.
-    """
+    """Builds tiles: all views of source, scratch and target that the arithmetic needs."""
 
     def __init__(self, layout: Layout) -> None:
         largest = max(_BATCH_ELEMENTS, layout.rank * layout.chunk)
@@ -199,7 +157,7 @@ class Binder:
         )
 
     def _batch(self, cuts: list[Cut], pairs: Pairs, target: Tensor) -> Batch:
-        size, tokens = _piece_size(cuts[0]), _tokens(cuts)
+        size, tokens = _piece_size(cuts[0]), slice(cuts[0].token, cuts[-1].tokens.stop)
         count = tokens.stop - tokens.start
         rows = self._wide[: count * size].view(count, size)
         tiles = []

@@ -62,6 +62,14 @@ def test_damage_names_the_command_that_mends_it(made, spoil):
     assert f"`llgbm-pack repair {made} --zoo ZOO` puts back what is missing" in here("check", made).out
 
 
+def test_what_no_repair_can_mend_names_no_command(made, tmp_path):
+    (tmp_path / "unfinished" / ".pack").mkdir(parents=True)
+    for arguments in ([made, "--expect-digest", "0" * 64], [tmp_path / "unfinished"], [tmp_path]):
+        done = here("check", *arguments)
+        assert done.code == 1
+        assert "llgbm-pack repair" not in done.out
+
+
 def test_check_imports_no_torch(made):
     import subprocess
     import sys
