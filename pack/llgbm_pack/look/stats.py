@@ -1,4 +1,4 @@
-"""Statistics of the bodies of a set, written as safetensors. Formulas are in FORMAT.md, "Statistics"."""
+"""Statistics of the bodies and weights of a set, written as safetensors. Formulas are in FORMAT.md, "Statistics"."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def write_stats(
     (N, r, chunk) float32 and ``element.count`` int32 over the samples; ``token.mean``, ``token.std`` (N,) float32
     over samples and elements; ``criterion.weights`` (N,) float32, the weights of DnD's loss. Padding, absent
     modules and pieces of zero std (NaN to DnD) are left out; what nothing is known of is NaN, its weight 0. Where no
-    two samples differ there are no weights: all of them are NaN, and the report says so.
+    two samples differ there are no weights: all of them are NaN, and the report says so. ``weight.mean``, ``weight.std``
+    (N, r, chunk) float32 and ``weight.count`` int32 are the same of the pieces themselves, those of zero std included:
+    :class:`llgbm_loader.views.WeightView` brings them into the form of any view.
 
-    ``progress`` is called with the bytes read since its last call. Where a body is damaged, no file is left behind.
+    ``progress`` is called with the bytes read since its last call. Where a sample is damaged, no file is left behind.
     """
     target = Path(file)
     _refuse_foreign(target)
@@ -88,9 +90,9 @@ def _write_tensors(fd: int, head: bytes, run: Pass, weights: _Weights, specs: Sp
         before = first * values.shape[1:].numel() * _ITEM_BYTES
         os.pwrite(fd, values.contiguous().numpy().tobytes(), starts[name] + before)
 
-    for first, sums in run.blocks():
+    for first, bodies, raw in run.blocks():
         for group, prefix in enumerate(run.groups):
-            for name, values in weights.take(group, first, sums).items():
+            for name, values in (weights.take(group, first, bodies) | _weight_tensors(group, raw)).items():
                 write(prefix + name, values, first)
     finished = {prefix + "criterion.weights": weights.finish(at) for at, prefix in enumerate(run.groups)}
     for name, values in finished.items():
@@ -131,6 +133,13 @@ class _Weights:
         return (known / torch.where(overall > 0, overall, torch.nan)).float()
 
 
+def _weight_tensors(group: int, sums: Sums) -> dict[str, torch.Tensor]:
+    """The block's tensors of the weights themselves."""
+    count = sums.count[group]
+    mean, std = _mean_std(count.double(), sums.total[group], sums.squares[group])
+    return {"weight.mean": mean.float(), "weight.std": std.float(), "weight.count": count}
+
+
 def _mean_std(
     count: torch.Tensor, total: torch.Tensor, squares: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,6 +178,9 @@ def _specs(layout: Layout, groups: Sequence[str]) -> Specs:
         "element.mean": ("F32", elements),
         "element.std": ("F32", elements),
         "element.count": ("I32", elements),
+        "weight.mean": ("F32", elements),
+        "weight.std": ("F32", elements),
+        "weight.count": ("I32", elements),
         "token.mean": ("F32", tokens),
         "token.std": ("F32", tokens),
         "criterion.weights": ("F32", tokens),

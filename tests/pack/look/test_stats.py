@@ -16,8 +16,10 @@ from llgbm_pack.look import stats
 from llgbm_pack.packing.build import build
 from llgbm_pack.plan.options import PackOptions
 from llgbm_shards.errors import DamageError
+from llgbm_shards.sample import Sample
 from llgbm_shards.shardset import ShardSet
 from support.commands import here
+from support.slow_tokens import round_float
 from support.tiny_zoo import DTYPES, random_pairs, tree, write_adapter
 
 
@@ -35,11 +37,25 @@ def bodies(path: Path, task: str | None = None) -> torch.Tensor:
     found = []
     for number in range(len(opened)):
         if task in (None, tasks[number]):
-            sample = opened.read_sample(number)
-            body = torch.from_numpy(sample.pieces.copy().view("i2")).view(torch.bfloat16).double()
-            body[(body == 0).all(-1).all(-1)] = torch.nan
-            found.append(body)
+            found.append(body_of(opened.read_sample(number), "bfloat16"))
     return torch.stack(found)
+
+
+def pieces_of(sample: Sample, dtype: str) -> torch.Tensor:
+    """(N, r, chunk) float64, padding NaN."""
+    assert sample.pieces is not None
+    bits = torch.from_numpy(sample.pieces.copy().view("i4" if dtype == "float32" else "i2"))
+    return bits.view(getattr(torch, dtype)).double()
+
+
+def body_of(sample: Sample, dtype: str) -> torch.Tensor:
+    """(N, r, chunk) float64, by the plain formulas, with zero-std pieces as NaN."""
+    assert sample.scales is not None
+    mean, std = torch.from_numpy(sample.scales.copy()).double().T[..., None, None]
+    centred = round_float((pieces_of(sample, dtype) - mean).numpy(), dtype)
+    body = torch.from_numpy(round_float(centred / np.where(std == 0, 1, std), dtype))
+    body[(std == 0).flatten()] = torch.nan
+    return body
 
 
 def expect(found: dict[str, torch.Tensor], prefix: str, values: torch.Tensor) -> None:
@@ -84,7 +100,7 @@ def test_damage_stops_it_and_leaves_no_file(out: Path, tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[3000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(DamageError, match="body"):
+    with pytest.raises(DamageError, match="pieces"):
         stats.write_stats(str(copy), str(tmp_path / "s.safetensors"))
     assert not list(tmp_path.glob("*s.safetensors*"))
 
@@ -167,14 +183,11 @@ def uneven_pairs(number: int, dtype: str) -> dict[str, torch.Tensor]:
 
 def plain_statistics(path: Path, dtype: str) -> dict[str, np.ndarray]:
     """FORMAT.md in numpy, every body at once."""
-    opened, bodies = ShardSet(path), []
-    for key in opened.keys:
-        sample = opened.read_sample(key)
-        bits = torch.from_numpy(sample.pieces.copy().view("i4" if dtype == "float32" else "i2"))
-        body = bits.view(DTYPES[dtype]).double().numpy()
-        body[sample.scales[:, 1] == 0] = np.nan
-        bodies.append(body)
-    values = np.stack(bodies)
+    opened = ShardSet(path)
+    samples = [opened.read_sample(key) for key in opened.keys]
+    values = np.stack([body_of(sample, dtype).numpy() for sample in samples])
+    weights_of_all = np.stack([pieces_of(sample, dtype).numpy() for sample in samples])
+    counts = (~np.isnan(weights_of_all)).sum(0)
     count = (~np.isnan(values)).sum(0)
     std = np.where(count > 1, np.nanstd(values, axis=0, ddof=1), np.nan)
     tokens = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
@@ -186,6 +199,9 @@ def plain_statistics(path: Path, dtype: str) -> dict[str, np.ndarray]:
         "token.mean": np.nanmean(tokens, axis=1),
         "token.std": np.nanstd(tokens, axis=1, ddof=1),
         "criterion.weights": np.nan_to_num(weights),
+        "weight.count": counts,
+        "weight.mean": np.nanmean(weights_of_all, axis=0),
+        "weight.std": np.where(counts > 1, np.nanstd(weights_of_all, axis=0, ddof=1), np.nan),
     }
 
 
