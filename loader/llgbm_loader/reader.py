@@ -79,6 +79,7 @@ class SampleReader:
         self._conditions = conditions
         self._files = ShardFiles(selection.shards)
         self._scratch = bytearray()
+        self._rows: Tensor | None = None  # for the weights of a sample in the making
         layout, common = selection.common.layout, selection.common
         self._prefix = {
             "pieces": pieces_header(layout),
@@ -207,7 +208,9 @@ class SampleReader:
         """What makes weights on the host; None when a device does it, or nobody wants them."""
         if self._weights is None or row.ranks is None:
             return None
-        return HostGather(self._weights, row.weights, row.ranks)
+        if self._rows is None:
+            self._rows = self._weights.scratch()
+        return HostGather(self._weights, row.weights, row.ranks, self._rows)
 
     def _framer(self, row: Row) -> HostFramer | None:
         """What makes tokens on the host; None when a device does it, or nobody wants them."""

@@ -48,6 +48,13 @@ class WeightPlan:
         """Pieces are the weights as they stand."""
         return self.view.view == "pieces" and self.dtype == self.stored_dtype
 
+    def scratch(self) -> Tensor | None:
+        """Memory for one sample's rows on the host: flat weights are made of whole stacks, which rows come to first."""
+        if self.view.view != "flat":
+            return None
+        layout = self.view.layout
+        return torch.empty(layout.num_tokens * layout.rank, layout.chunk, dtype=self.dtype)
+
     def make(self, pieces: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (B, ...) and ranks (B, M) of pieces (B, N, r, chunk), of which rows (B,) bool hold a sample."""
         return self.view.gather(pieces).to(self.dtype), self.view.ranks(pieces) * valid[:, None]
@@ -60,19 +67,17 @@ class HostGather:
         plan: From pieces to weights.
         weights: The sample's row of the batch; None where the pieces are read to it.
         ranks: (M,) int64, likewise.
+        scratch: What :meth:`WeightPlan.scratch` gave the calling thread.
     """
 
-    def __init__(self, plan: WeightPlan, weights: Tensor | None, ranks: NDArray[np.int64]) -> None:
+    def __init__(
+        self, plan: WeightPlan, weights: Tensor | None, ranks: NDArray[np.int64], scratch: Tensor | None
+    ) -> None:
         self._plan, self._weights, self._ranks = plan, weights, ranks
         layout = plan.view.layout
         self._padding = PADDING_BITS[layout.dtype]
-        self._flat = plan.view.view == "flat" and weights is not None
-        # Flat weights are made of whole stacks, which this sample's rows come to first.
-        self._rows = (
-            torch.empty(layout.num_tokens * layout.rank, layout.chunk, dtype=plan.dtype)
-            if self._flat
-            else weights
-        )
+        self._scratch = scratch
+        self._rows = weights if scratch is None else scratch
 
     def take(self, first: int, block: NDArray[Any]) -> None:
         """Take the pieces from ``first`` on, bits (n, r, chunk), which stay as they are."""
@@ -97,8 +102,8 @@ class HostGather:
 
     def finish(self) -> None:
         """All pieces were taken."""
-        if self._flat and self._rows is not None and self._weights is not None:
-            self._plan.view.flatten(self._rows[None], self._weights[None])
+        if self._scratch is not None and self._weights is not None:
+            self._plan.view.flatten(self._scratch[None], self._weights[None])
 
 
 def _whole_rows(values: Tensor) -> NDArray[Any]:
