@@ -29,6 +29,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_tokenize.py
 	$(BIN)/python tests/bench/bench_build.py
 	$(BIN)/python tests/bench/bench_loader.py
+	$(BIN)/python tests/bench/bench_views.py
 	$(BIN)/python tests/bench/bench_check.py
 	$(BIN)/python tests/bench/bench_open.py
 	$(BIN)/python tests/bench/bench_start.py
