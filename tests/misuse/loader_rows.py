@@ -72,7 +72,7 @@ def _dataset(world: World, **wrong: Any) -> Any:
 
 
 def _framed(_: World, **wrong: Any) -> Any:
-    return frame_tokens(**{"pieces": torch.ones(3, 2, 4), "scales": torch.ones(3, 2), **wrong})
+    return frame_tokens(**{"body": torch.ones(3, 2, 4), "scales": torch.ones(3, 2), **wrong})
 
 
 def _tensors(*good: int) -> list[Any]:
@@ -126,7 +126,7 @@ ROWS: list[Row] = [
     *keywords(
         "frame_tokens",
         {
-            "pieces": _tensors(3, 2, 4),
+            "body": _tensors(3, 2, 4),
             "scales": _tensors(3, 2),
             "frame": (None, 3, ["dnd"], np.array(["dnd", "none"])),
             "zero_std": (None, 0, "x"),
