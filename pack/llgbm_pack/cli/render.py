@@ -149,9 +149,16 @@ def render_set(summary: dict[str, Any]) -> str:
         f"tasks      {_counts(summary['tasks'])}",
         f"models     {_counts(summary['base_models'])}",
         f"shards     {summary['shards']}, {human_bytes(summary['bytes'])}",
+        f"parity     {_parity(summary['parity'])}",
         f"keys       {', '.join(summary['keys'])}{', ...' if summary['samples'] > len(summary['keys']) else ''}",
     ]
     return "\n".join(lines)
+
+
+def _parity(parity: dict[str, int]) -> str:
+    if not parity["groups"]:
+        return "none"
+    return f"one sample of each of {parity['groups']} groups a shard, {human_bytes(parity['bytes'])}"
 
 
 def render_sample(sample: dict[str, Any]) -> str:
