@@ -66,9 +66,7 @@ def made_shard(path, sizes):
     return data, samples
 
 
-@given(
-    sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=7), groups=st.integers(1, 8), data=st.data()
-)
+@given(sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=7), groups=st.integers(1, 8), data=st.data())
 def test_a_lost_record_comes_back(tmp_path_factory, sizes, groups, data):
     directory = tmp_path_factory.getbasetemp()
     shard, parity = directory / "train-000000.tar", directory / "train-000000.parity"

@@ -37,7 +37,8 @@ def render_plan(plan: Plan, *, verbose: bool) -> str:
         f"texts      {_counts(plan.text_sources)}",
         f"deltas     {_counts(plan.to_json()['matched_by']) or 'none'}",
         f"splits     {_counts(plan.splits)}",
-        f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)",
+        f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)"
+        + (", parity included" if plan.options.parity else ""),
     ]
     lines += _ignored(plan.ignored, verbose)
     return "\n".join([*lines, *_skips(plan.skipped, verbose), *_notes(plan.notes, verbose)])
@@ -53,7 +54,9 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
         f"texts      {_counts(report.text_sources)}"
         + (f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""),
         f"splits     {_counts(report.splits) or 'none'}",
-        f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
+        f"shards     {report.shards}, {human_bytes(report.set_bytes)}"
+        + (f" and {human_bytes(report.parity_bytes)} of parity" if report.parity_bytes else "")
+        + f", in {report.out}",
         f"rate       {_rate(report)}",
         f"digest     {report.digest or 'not committed: --strict, and something was skipped or warned about'}",
     ]

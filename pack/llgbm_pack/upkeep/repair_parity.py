@@ -120,7 +120,9 @@ def _write(path: Path, entry: ShardEntry, source: _Source, gone: Collection[int]
     short = False
     with storage_errors(path, needed=entry.size), new_file(path) as fd:
         for number, sample in enumerate(source.samples):
-            record = source.raw(number) if number in gone else source.whole(number) or source.recovered(number)
+            record = (
+                source.raw(number) if number in gone else source.whole(number) or source.recovered(number)
+            )
             if record is None:
                 what, do = "a sample changed while its shard was put back", "Run the repair again."
                 raise RepairError(what, where=entry.name, got=sample[0].key, do=do)

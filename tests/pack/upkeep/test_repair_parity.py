@@ -34,7 +34,7 @@ def made(tmp_path_factory):
             zoo=root / "zoo",
             out=root / "out",
             deltas=root / "deltas",
-            shard_bytes=16_000,
+            shard_bytes=12_000,
             parity=GROUPS,
             workers=1,
         )
@@ -192,7 +192,9 @@ def test_damage_of_parity_and_of_a_sample_of_the_group(made, out):
     before = tree(out)
     reasons = refused(out)
     assert keys(made, FIRST)[2] in reasons[FIRST]
-    assert reasons[parity.name] == f"it can only be made of {FIRST} and index.parquet, and these are not sound"
+    assert (
+        reasons[parity.name] == f"it can only be made of {FIRST} and index.parquet, and these are not sound"
+    )
     assert tree(out) == before
 
 
