@@ -28,6 +28,7 @@ run: $(VENV)/.installed
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_tokenize.py
 	$(BIN)/python tests/bench/bench_build.py
+	$(BIN)/python tests/bench/bench_parity.py
 	$(BIN)/python tests/bench/bench_loader.py
 	$(BIN)/python tests/bench/bench_views.py
 	$(BIN)/python tests/bench/bench_check.py

@@ -10,11 +10,11 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,16 +31,18 @@ from llgbm_shards.arguments import (
     shown,
     whole_number,
 )
+from llgbm_shards.check_parity import check_parity_file, check_xor, parity_entries
 from llgbm_shards.deep import DeepCheck
 from llgbm_shards.directory import require_set_directory
 from llgbm_shards.errors import DamageError, LlgbmError, UsageError
 from llgbm_shards.findings import LEVELS, CheckReport, Finding
-from llgbm_shards.names import INDEX_NAME, RECORD_NAME
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME, parity_name
 from llgbm_shards.presence import check_extra, check_files, check_presence, finding_of, identify, read_twice
 from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
 from llgbm_shards.scan import ShardScan, scan_shard
 from llgbm_shards.shardset import ShardSet
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 _DAY_S: Final = 86_400
 
@@ -66,7 +68,7 @@ def check(
             other read samples that follow each other, so that 1/sample runs on successive days read them all.
         expect_digest: Digest the commit record must have.
         workers: Threads, 1 to 1,024; None: one a core this process may use.
-        progress: Called with the count of shard bytes read since the last call, from any thread.
+        progress: Called with the count of bytes of shards and parity read since the last call, from any thread.
 
     Raises:
         UsageError: An argument is of a wrong kind or out of its range.
@@ -127,8 +129,11 @@ class _Check:
         read = self.level != "quick"
         self.findings += [check_extra(directory, name, record, read=read) for name in presence.extra]
         sound_index = self._index(shard_set)
+        self._parity(shard_set)
         if read:
             self._scan(shard_set, presence.there, sound_index)
+            if self.level == "deep" and sound_index:
+                self._xor(shard_set)
         return self._report(record)
 
     def _index(self, shard_set: ShardSet) -> bool:
@@ -142,6 +147,30 @@ class _Check:
             self.findings.append(finding_of(error, INDEX_NAME))
             return False
         return True
+
+    def _parity(self, shard_set: ShardSet) -> None:
+        """Read the parity files; as of the samples, only a share where a share is asked for."""
+        whole = self.level == "quick" or self.window.fraction == 1
+        entries = [one for one in parity_entries(shard_set.record) if whole or one.name in self.window]
+        check_one = functools.partial(check_parity_file, shard_set.directory, progress=self.progress)
+        self._in_threads(check_one, entries)
+
+    def _xor(self, shard_set: ShardSet) -> None:
+        """Whether the parity of what is sound and was read is the XOR of the shards."""
+        wrong = {finding.shard for finding in self.findings if finding.kind != "transient"}
+        pairs = {entry.name: parity_name(entry.name) for entry in shard_set.record.shards}
+        chosen = {entry.name for entry in parity_entries(shard_set.record)} - wrong
+        whole = self.window.fraction == 1
+        shards = [
+            shard
+            for shard, parity in pairs.items()
+            if parity in chosen and shard not in wrong and (whole or parity in self.window)
+        ]
+        self._in_threads(functools.partial(check_xor, shard_set), shards)
+
+    def _in_threads(self, work: Callable[[T], list[Finding]], items: Sequence[T]) -> None:
+        with ThreadPoolExecutor(max_workers=self.workers) as pool:
+            self.findings += [finding for found in pool.map(work, items) for finding in found]
 
     def _scan(self, shard_set: ShardSet, present: list[ShardEntry], sound_index: bool) -> None:
         """Read the shards that are there; one thread a core, since hashing and reading release the GIL."""

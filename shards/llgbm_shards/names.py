@@ -24,8 +24,18 @@ TEMPORARY: Final = ".tmp-"
 SHARD: Final = re.compile(r"[a-z]{1,32}-[0-9]{6,9}\.tar")
 #: Names a build gives to shards: only these may be taken for its own, and replaced.
 BUILT_SHARD: Final = re.compile(r"(train|val)-[0-9]+\.tar")
+#: Name of a parity file, that of its shard but for the suffix; and those that a build gives.
+PARITY: Final = re.compile(r"[a-z]{1,32}-[0-9]{6,9}\.parity")
+BUILT_PARITY: Final = re.compile(r"(train|val)-[0-9]+\.parity")
+#: The most groups of samples that the parity of a shard may have.
+MOST_PARITY: Final = 1024
 #: A BLAKE3-256 digest.
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 #: Forms of a text, in the order of the members of a set.
 FORMS: Final = ("prompt", "answer", "prompt_answer")
+
+
+def parity_name(shard: str) -> str:
+    """What the parity file of a shard is called."""
+    return f"{shard.removesuffix('.tar')}.parity"

@@ -8,6 +8,7 @@ from typing import Final
 
 from llgbm_shards.errors import UsageError
 from llgbm_shards.names import (
+    BUILT_PARITY,
     BUILT_SHARD,
     CARD_NAME,
     INDEX_NAME,
@@ -58,7 +59,8 @@ def refuse_no_set(out: Path) -> None:
 
 
 def _of_a_set(name: str) -> bool:
-    return name in _OF_A_SET or name.startswith(TEMPORARY) or BUILT_SHARD.fullmatch(name) is not None
+    built = BUILT_SHARD.fullmatch(name) or BUILT_PARITY.fullmatch(name)
+    return name in _OF_A_SET or name.startswith(TEMPORARY) or built is not None
 
 
 def refuse_in_set(target: Path, option: str) -> None:

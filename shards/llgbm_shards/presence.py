@@ -14,7 +14,7 @@ from llgbm_shards.directory import Directory
 from llgbm_shards.errors import DamageError, LlgbmError, StorageError
 from llgbm_shards.findings import Finding, Kind
 from llgbm_shards.held import member_lines
-from llgbm_shards.names import TEMPORARY, TOKENIZER_DIRECTORY
+from llgbm_shards.names import PARITY, TEMPORARY, TOKENIZER_DIRECTORY
 from llgbm_shards.record import CommitRecord, ShardEntry, read_listed, shard_digest
 from llgbm_shards.storage import opened_file, storage_errors
 
@@ -50,9 +50,9 @@ def read_twice(read: Callable[[], T], name: str, findings: list[Finding]) -> T:
 
 
 def check_files(directory: Directory, record: CommitRecord) -> list[Finding]:
-    """Index, skipped list and tokenizer files: small, so always whole."""
+    """Index, skipped list and tokenizer files: small, so always whole. Parity files are not looked at here."""
     findings: list[Finding] = []
-    for entry in record.files:
+    for entry in (entry for entry in record.files if not PARITY.fullmatch(entry.name)):
         try:
             read_twice(lambda entry=entry: read_listed(directory, entry), entry.name, findings)  # type: ignore[misc]
         except LlgbmError as error:
@@ -100,7 +100,7 @@ def _extra(directory: Directory, record: CommitRecord) -> Iterator[str]:
     for name in sorted(os.listdir(directory.fd)):  # noqa: PTH208 - a Path knows no descriptor
         # Also x.TAR and x.tar.bak: somebody's pattern for shards may match them.
         like_a_shard = ".tar" in (suffix.lower() for suffix in PurePath(name).suffixes)
-        if name not in known and (like_a_shard or name.startswith(TEMPORARY)):
+        if name not in known and (like_a_shard or name.startswith(TEMPORARY) or PARITY.fullmatch(name)):
             yield name
     yield from sorted(name for name in directory.files_below(TOKENIZER_DIRECTORY) if name not in known)
 
@@ -110,7 +110,9 @@ def check_extra(directory: Directory, name: str, record: CommitRecord, *, read: 
     if PurePath(name).name.startswith(TEMPORARY):
         return Finding(shard=name, what="a file that a writer left unfinished")
     what = "a file that is not of this set"
-    if "/" not in name:
+    if PARITY.fullmatch(name):
+        what = "a parity file that is not of this set"
+    elif "/" not in name:
         what = "a shard that is not of this set"
         if read and (holds := identify(directory, name, record)):
             what += f": {holds}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -222,16 +223,28 @@ def read_listed(directory: Directory, entry: FileEntry) -> bytes:
         DamageError: It is missing, or not what was written; or the set was replaced.
         StorageError: It cannot be read.
     """
+    with listed_file(directory, entry) as fd:
+        data = read_range(fd, 0, entry.size)
+    refuse_other_digest(entry, blake3_hex(data))
+    return data
+
+
+@contextlib.contextmanager
+def listed_file(directory: Directory, entry: FileEntry) -> Iterator[int]:
+    """The descriptor of a file that the record lists, of the right size, for a block; errors as :func:`read_listed`."""
     if not directory.holds(entry.name):
         raise directory.missing(entry.name)
     path = Path(entry.name)
     with storage_errors(path), opened_file(path, dir_fd=directory.fd) as fd:
         size = os.fstat(fd).st_size
         # Not read before its size is right: what stands there may be a hole of terabytes.
-        data = read_range(fd, 0, size) if size == entry.size else b""
-    if len(data) != entry.size:
-        raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=f"{size} bytes")
-    actual = blake3_hex(data)
+        if size != entry.size:
+            got = f"{size} bytes"
+            raise DamageError("wrong size", shard=entry.name, expected=f"{entry.size} bytes", got=got)
+        yield fd
+
+
+def refuse_other_digest(entry: FileEntry, actual: str) -> None:
+    """Raises DamageError unless a listed file's bytes have the recorded digest."""
     if actual != entry.digest:
         raise DamageError("damaged", shard=entry.name, expected=f"digest {entry.digest}", got=actual)
-    return data

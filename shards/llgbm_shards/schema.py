@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from llgbm_shards.arguments import shown
 from llgbm_shards.errors import HeaderError
 from llgbm_shards.layout import SAFETENSORS_DTYPE
-from llgbm_shards.names import DIGEST, SHARD
+from llgbm_shards.names import DIGEST, MOST_PARITY, PARITY, SHARD, parity_name
 
 #: A member takes a header block and a data block at least.
 _LEAST_MEMBER_BYTES: Final = 1024
@@ -201,6 +201,13 @@ def check_record(fields: dict[str, Any]) -> None:
             what, expected = "not a path inside the set", "a relative POSIX path"
             raise _impossible(what, f"files[{number}]", expected, row["name"])
     counts = Counter(row["name"] for row in (*fields["shards"], *fields["files"]))
+    groups = fields["options"].get("parity", 0)
+    if type(groups) is not int or not 0 <= groups <= MOST_PARITY:
+        raise _impossible("no such parity", "options", f"0 to {MOST_PARITY}", groups)
+    parities = {row["name"] for row in fields["files"] if PARITY.fullmatch(row["name"])}
+    own = {parity_name(row["name"]) for row in fields["shards"]} if groups else set()
+    if other := parities ^ own:
+        raise _impossible("parity files of other shards", "files", "one a shard, with parity", min(other))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise _impossible("a file listed twice", "shards and files", "each once", twice[0])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llgbm_shards import ustar
 from llgbm_shards.members import SUFFIX, EncodedMember
+from llgbm_shards.parity import ParityRows
 from llgbm_shards.record import shard_digest
 from llgbm_shards.storage import Buffer, new_file, storage_errors, write_all
 
@@ -60,6 +61,7 @@ def write_shard(
     *,
     expected_bytes: int,
     accept: Callable[[WrittenShard], None] | None = None,
+    parity: ParityRows | None = None,
 ) -> WrittenShard | None:
     """Write samples to a shard; nothing is written when there are none.
 
@@ -68,6 +70,7 @@ def write_shard(
         samples: Made one at a time, while the shard is being written.
         expected_bytes: Size the shard may reach, for the message when the disk is full.
         accept: Called when all is written and nothing has its final name yet; what it raises refuses the shard.
+        parity: Takes in each sample as it is written; the caller saves it.
 
     Raises:
         StorageError: I/O faults of the output, a full disk among them; the partial file is removed.
@@ -77,13 +80,18 @@ def write_shard(
     if first is None:
         return None
     shard = WrittenShard(path.name)
+    if parity is not None:
+        parity.begin()
     with storage_errors(path, needed=expected_bytes), new_file(path) as fd:
         for sample in itertools.chain([first], pending):
             start = shard.size
-            write_all(fd, shard.add(sample))
+            parts = shard.add(sample)
+            write_all(fd, parts)
             # Starts writing these pages back now, so that the disk works while the next sample is made; without it
             # the final fsync waits for all of them.
             os.posix_fadvise(fd, start, shard.size - start, os.POSIX_FADV_DONTNEED)
+            if parity is not None:
+                parity.add(parts)
         shard.size += write_all(fd, [ustar.END])
         if accept is not None:
             accept(shard)

@@ -49,7 +49,17 @@ class Harness:
     def __init__(self, root: Path, server: ForkServer, *, mutant: str = "", overwrite: bool = False) -> None:
         """Make a zoo of 3 samples in 2 shards; with ``overwrite`` the build replaces another set of it."""
         self.root, self.server, self.mutant = root, server, mutant
-        self.options = ["--workers", "1", "-q", "--deltas", str(root / "deltas"), "--shard-bytes", "4000"]
+        self.options = [
+            "--workers",
+            "1",
+            "-q",
+            "--deltas",
+            str(root / "deltas"),
+            "--shard-bytes",
+            "4000",
+            "--parity",
+            "2",
+        ]
         if not (root / "zoo").exists():
             write_deltas(root / "deltas", write_zoo(root / "zoo", 3))
         self.unbroken = self._whole("unbroken")

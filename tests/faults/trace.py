@@ -168,7 +168,7 @@ class Order:
         ]
         if RECORD in self.renamed:
             self.problems.append(f"renamed after the commit record: {target}")
-        if name.endswith(".tar") and f"{name}.json" in self.renamed:
+        if name.endswith((".tar", ".parity")) and f"{Path(name).stem}.tar.json" in self.renamed:
             self.problems.append(f"renamed after its record: {target}")
         if name == RECORD:
             self.problems += [

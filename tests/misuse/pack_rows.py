@@ -137,6 +137,7 @@ ROWS: list[Row] = [
             "exclude": _NO_LISTS,
             "limit": (*_NO_COUNTS, HUGE, ENDLESS),
             "shard_bytes": (None, *_NO_COUNTS, HUGE, ENDLESS),
+            "parity": (None, *_NO_COUNTS[1:], HUGE, ENDLESS, 1025),
             "seed": (None, 0.5, True, "0", HUGE, -HUGE, ENDLESS),
             "workers": (*_NO_COUNTS, HUGE, ENDLESS, 1025),
             "strict": NO_BOOLS,
@@ -148,7 +149,7 @@ ROWS: list[Row] = [
         "RepairOptions",
         {
             "out": (*NO_PATHS, BytesPath()),
-            "zoo": (*NO_PATHS, BytesPath()),
+            "zoo": (*NO_PATHS[1:], BytesPath()),
             "deltas": NO_PATHS[1:],
             "texts": NO_PATHS[1:],
             "text_tokenizer": (*_NO_TEXTS[:-1], "a\0b"),

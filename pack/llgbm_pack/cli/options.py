@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from llgbm_pack.cli.output import FOLDER, Command, Output, decorator
 from llgbm_pack.plan.options import DTYPES, MISSING_DELTA, SPLIT_BY, PackOptions
 from llgbm_shards.layout import TOKEN_ORDERS
-from llgbm_shards.names import FORMS
+from llgbm_shards.names import FORMS, MOST_PARITY
 
 _UNITS: Final = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -76,6 +76,8 @@ _BUILD_OPTIONS: Final = decorator(
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave matching checkpoints out; repeatable."),
     click.option("--limit", type=_COUNT, metavar="N", help="Only the first N checkpoints in path order."),
     click.option("--shard-bytes", type=size, default="1GiB", show_default=True, help="Target size of a shard."),
+    click.option("--parity", type=click.IntRange(0, MOST_PARITY), metavar="P", default=0, show_default=True,
+                 help="Beside each shard, XORs that give one lost sample of each of P groups back."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--workers", type=_COUNT, metavar="N", help="Worker processes. [default: usable cores]"),
     click.option("--dry-run", is_flag=True, help="Print the plan; write nothing."),
@@ -121,7 +123,7 @@ def build_options(command: Command) -> Command:
 
 repair_options: Final = decorator(
     click.argument("out", type=FOLDER),
-    click.option("--zoo", type=FOLDER, required=True, metavar="DIR", help="The zoo the set was packed from."),
+    click.option("--zoo", type=FOLDER, metavar="DIR", help="The zoo the set was packed from; without it, what parity gives."),
     click.option("--deltas", type=FOLDER, metavar="DIR", help="The delta cache it was packed with."),
     click.option("--texts", type=FOLDER, metavar="DIR", help="The directory of text files it was packed with."),
     click.option("--text-tokenizer", metavar="NAME|DIR", help="Needed only when tokenizer/ of the set is damaged."),

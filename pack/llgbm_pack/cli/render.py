@@ -39,7 +39,8 @@ def render_plan(plan: Plan, *, verbose: bool) -> str:
         f"texts      {_counts(plan.text_sources)}",
         f"deltas     {_counts(plan.to_json()['matched_by']) or 'none'}",
         f"splits     {_counts(plan.splits)}",
-        f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)",
+        f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)"
+        + (", parity included" if plan.options.parity else ""),
     ]
     lines += _ignored(plan.ignored, verbose)
     return "\n".join([*lines, *_skips(plan.skipped, verbose), *_notes(plan.notes, verbose)])
@@ -55,7 +56,9 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
         f"texts      {_counts(report.text_sources)}"
         + (f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""),
         f"splits     {_counts(report.splits) or 'none'}",
-        f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
+        f"shards     {report.shards}, {human_bytes(report.set_bytes)}"
+        + (f" and {human_bytes(report.parity_bytes)} of parity" if report.parity_bytes else "")
+        + f", in {report.out}",
         f"rate       {_rate(report)}",
         f"digest     {report.digest or 'not committed: --strict, and something was skipped or warned about'}",
     ]
@@ -157,9 +160,16 @@ def render_set(summary: dict[str, Any]) -> str:
         f"tasks      {_counts(summary['tasks'])}",
         f"models     {_counts(summary['base_models'])}",
         f"shards     {summary['shards']}, {human_bytes(summary['bytes'])}",
+        f"parity     {_parity(summary['parity'])}",
         f"keys       {', '.join(summary['keys'])}{', ...' if summary['samples'] > len(summary['keys']) else ''}",
     ]
     return "\n".join(lines)
+
+
+def _parity(parity: dict[str, int]) -> str:
+    if not parity["groups"]:
+        return "none"
+    return f"one sample of each of {parity['groups']} groups a shard, {human_bytes(parity['bytes'])}"
 
 
 def render_sample(sample: dict[str, Any]) -> str:

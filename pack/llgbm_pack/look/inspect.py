@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any, Final
 
+from llgbm_shards.check_parity import parity_entries
 from llgbm_shards.members import SUFFIX
+from llgbm_shards.parity import parity_groups
 from llgbm_shards.sample import Sample
 from llgbm_shards.shardset import ShardSet
 
@@ -38,6 +40,10 @@ def describe_set(path: str) -> dict[str, Any]:
         "base_models": _count(index, "base_model"),
         "shards": len(shard_set.record.shards),
         "bytes": sum(shard.size for shard in shard_set.record.shards),
+        "parity": {
+            "groups": parity_groups(shard_set.record),
+            "bytes": sum(entry.size for entry in parity_entries(shard_set.record)),
+        },
         "options": shard_set.record.options,
         "keys": shard_set.keys[:_SHOWN_KEYS],
     }

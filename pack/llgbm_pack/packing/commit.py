@@ -12,7 +12,14 @@ from llgbm_pack.plan.plan import Plan
 from llgbm_pack.plan.values import Skip
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.index import encode_index, index_columns
-from llgbm_shards.names import CARD_NAME, INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.names import (
+    CARD_NAME,
+    INDEX_NAME,
+    RECORD_NAME,
+    SKIPPED_NAME,
+    TOKENIZER_DIRECTORY,
+    parity_name,
+)
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry, parse_record
 from llgbm_shards.storage import read_file, write_file
 
@@ -72,6 +79,7 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
         _put(context.out, INDEX_NAME, index),
         _put(context.out, SKIPPED_NAME, skipped_json(skipped)),
         *tokenizer_files(context.out),
+        *(_parity_entry(shard) for shard in records if shard.parity_size),
     ]
     record = replace(bare, files=tuple(sorted(files, key=lambda entry: entry.name)))
     write_file(context.out / CARD_NAME, _dataset_card(record).encode())
@@ -105,6 +113,10 @@ def _shard_entry(record: ShardRecord) -> ShardEntry:
     return ShardEntry(
         name=record.name, split=record.split, samples=len(record.rows), size=record.size, digest=record.digest
     )
+
+
+def _parity_entry(record: ShardRecord) -> FileEntry:
+    return FileEntry(name=parity_name(record.name), size=record.parity_size, digest=record.parity_digest)
 
 
 def _dataset_card(record: CommitRecord) -> str:

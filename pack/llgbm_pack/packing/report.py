@@ -30,6 +30,7 @@ class PackReport:
         notes: Warnings.
         shards: Shards of the set.
         set_bytes: Bytes of all shards.
+        parity_bytes: Bytes of their parity files.
         source_bytes: Bytes of weights read in this run.
         num_tokens: Tokens of each sample.
         matched_by: Samples by how their delta was found.
@@ -53,6 +54,7 @@ class PackReport:
     notes: tuple[Note, ...]
     shards: int
     set_bytes: int
+    parity_bytes: int
     source_bytes: int
     num_tokens: int
     matched_by: dict[str, int]
@@ -104,6 +106,7 @@ def report_of(
         notes=(*plan.notes, *(note for record in records for note in record.notes)),
         shards=sum(bool(record.rows) for record in records),
         set_bytes=sum(record.size for record in records),
+        parity_bytes=sum(record.parity_size for record in records),
         source_bytes=run.source_bytes,
         num_tokens=plan.context.layout.num_tokens,
         matched_by=dict(sorted(matched_by.items())),

@@ -11,6 +11,8 @@ from llgbm_pack.packing.unfinished import ShardRecord, record_path
 from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob, Skip
 from llgbm_shards.errors import CheckpointError
 from llgbm_shards.members import fixed_sizes
+from llgbm_shards.names import parity_name
+from llgbm_shards.parity import ParityRows
 from llgbm_shards.shard_writer import PackedSample, write_shard
 from llgbm_shards.storage import storage_errors
 
@@ -25,6 +27,7 @@ class ShardPacker:
         self._context = context
         self._packer = Packer(context, tokenizer)
         self._on_sample = on_sample
+        self._parity = ParityRows(context.parity) if context.parity else None
 
     def pack(self, job: ShardJob) -> None:
         """Write the shard and then its record; nothing partial is left of what cannot be written."""
@@ -34,16 +37,20 @@ class ShardPacker:
             record_path(out, job.name).unlink(missing_ok=True)
         run = _Run(self._packer, job, self._on_sample)
         expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["pieces"]
-        shard = write_shard(out / job.name, run.samples(), expected_bytes=expected)
+        shard = write_shard(out / job.name, run.samples(), expected_bytes=expected, parity=self._parity)
+        parity = self._parity.save(out / parity_name(job.name)) if shard and self._parity else None
         if shard is None:
             with storage_errors(out / job.name):
                 (out / job.name).unlink(missing_ok=True)
+                (out / parity_name(job.name)).unlink(missing_ok=True)
         ShardRecord(
             name=job.name,
             split=job.split,
             plan=job.digest(),
             size=shard.size if shard else 0,
             digest=shard.digest if shard else "",
+            parity_size=parity.size if parity else 0,
+            parity_digest=parity.digest if parity else "",
             rows=tuple({**row, "split": job.split} for row in shard.rows) if shard else (),
             skipped=tuple(run.skipped),
             notes=tuple(run.notes),

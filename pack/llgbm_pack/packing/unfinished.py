@@ -14,7 +14,7 @@ from llgbm_pack.plan.values import InputFile, Note, ShardJob, Skip, from_row
 from llgbm_pack.tokenize.conditions import save_loaded
 from llgbm_shards.canonical import blake3_hex, dump_json, load_json
 from llgbm_shards.errors import HeaderError, PlanError, StorageError
-from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.names import PACK_DIRECTORY, PLAN_NAME, TOKENIZER_DIRECTORY, parity_name
 from llgbm_shards.storage import read_file, refuse_link, remove_temporary, storage_errors, write_file
 
 #: Of a plan, and of a shard's record.
@@ -139,6 +139,8 @@ class ShardRecord:
     plan: str  # digest of the job it was packed for
     size: int  # bytes; 0 when every sample was skipped and no file was written
     digest: str  # its shard digest, "" without a file
+    parity_size: int  # bytes of its parity file; 0 without one
+    parity_digest: str  # BLAKE3 of that, "" without one
     rows: tuple[dict[str, Any], ...]  # index rows of its samples, digests as hex
     skipped: tuple[Skip, ...]  # checkpoints that turned out not to be packable
     notes: tuple[Note, ...]  # warnings
@@ -169,11 +171,15 @@ def finished_record(out: Path, job: ShardJob) -> ShardRecord | None:
         record = _shard_record(load_json(read_file(path), where=path.name, max_bytes=_MAX_BYTES))
     except (HeaderError, KeyError, TypeError):
         return None  # A record that does not parse proves nothing: the shard is packed again.
-    shard = out / job.name
-    size = shard.stat().st_size if shard.is_file() else 0
-    if record.plan != job.digest() or record.size != size:
+    sizes = _size(out / job.name), _size(out / parity_name(job.name))
+    if record.plan != job.digest() or (record.size, record.parity_size) != sizes:
         return None
     return record if all(file.holds() for file in record.inputs) else None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 without one."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def load_record(out: Path, job: ShardJob) -> ShardRecord:

@@ -37,17 +37,18 @@ class TextSize:
 
 
 def estimate_bytes(context: PackContext, texts: Iterable[TextSize], shards: int) -> int:
-    """Bytes of all shards."""
+    """Bytes of all shards and of their parity."""
     sizes: dict[str, Any] = dict(fixed_sizes(context.layout, context.delta_width))
     names = sum(len(module.name) for module in context.layout.modules)
     least_json = _JSON_BYTES + names + _MODULE_BYTES * len(context.layout.modules)
     sizes["source"] = _SOURCE_BYTES + 2 * (names + _TENSOR_BYTES * len(context.layout.modules))
-    total = shards * len(ustar.END)
+    total, longest = shards * len(ustar.END), 0
     for size in texts:
         sizes["texts"] = _texts_member(context, size)
         sizes["json"] = least_json + size.prompt_bytes + size.answer_bytes + _TEXT_BYTES * size.texts
-        total += sum(ustar.BLOCK + ustar.padded(sizes[field]) for field in context.members)
-    return total
+        record = sum(ustar.BLOCK + ustar.padded(sizes[field]) for field in context.members)
+        total, longest = total + record, max(longest, record)
+    return total + shards * context.parity * longest
 
 
 def _texts_member(context: PackContext, size: TextSize) -> int:

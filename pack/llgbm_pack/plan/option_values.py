@@ -53,11 +53,11 @@ def pairs_option(value: object) -> tuple[tuple[str, str], ...]:
     return tuple((old, new) for old, new in pairs)
 
 
-def count_option(name: str, value: object, most: int) -> int:
-    """A whole number from 1 to ``most``."""
+def count_option(name: str, value: object, most: int, *, least: int = 1) -> int:
+    """A whole number from ``least`` to ``most``."""
     number = as_index(value)
-    if number is None or number < 1:
-        raise UsageError("must be at least 1", where=name, expected="a whole number", got=shown(value))
+    if number is None or number < least:
+        raise UsageError(f"must be at least {least}", where=name, expected="a whole number", got=shown(value))
     require(number <= most, name, f"at most {most}", value)
     return number
 

@@ -22,7 +22,7 @@ from llgbm_pack.tokenize.module_table import MOST_SIZE
 from llgbm_shards.arguments import MOST_COUNT, MOST_WORKERS, as_index, is_number, is_text, require, shown
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import TOKEN_ORDERS
-from llgbm_shards.names import FORMS
+from llgbm_shards.names import FORMS, MOST_PARITY
 
 MISSING_DELTA: Final = ("error", "skip", "zeros")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
@@ -35,6 +35,7 @@ _MOST: Final = {
     "limit": MOST_COUNT,
     "shard_bytes": MOST_COUNT,
     "workers": MOST_WORKERS,
+    "parity": MOST_PARITY,
 }
 #: Options that are places; a set records their last component only.
 _PATHS: Final = ("zoo", "out", "deltas", "texts", "text_tokenizer")
@@ -82,6 +83,8 @@ class PackOptions:
         exclude: Globs that leave checkpoints out.
         limit: Only the first N checkpoints in path order.
         shard_bytes: Target size of a shard, in bytes of bodies.
+        parity: Groups of samples in each shard, of each of which one lost sample can be put back without the zoo;
+            costs as many samples' bytes a shard, and their memory a worker. 0: none.
         seed: Seeds order, split and choices.
         workers: Worker processes, at most 1,024, which no machine has cores for; None means one a core this process
             may use.
@@ -110,6 +113,7 @@ class PackOptions:
     exclude: tuple[str, ...] = ()
     limit: int | None = None
     shard_bytes: int = 1 << 30
+    parity: int = 0
     seed: int = 0
     workers: int | None = None
     strict: bool = False
@@ -142,8 +146,8 @@ class PackOptions:
     def _check_numbers(self) -> None:
         for name, most in _MOST.items():
             value = getattr(self, name)
-            if value is not None or name == "shard_bytes":
-                _set(self, name, count_option(name, value, most))
+            if value is not None or name in ("shard_bytes", "parity"):
+                _set(self, name, count_option(name, value, most, least=int(name != "parity")))
         if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise UsageError("must be a positive number", where="alpha", got=shown(self.alpha))
         seed = as_index(self.seed)

@@ -40,7 +40,7 @@ class Plan:
     skipped: tuple[Skip, ...]  # checkpoints that cannot be packed, or that a policy leaves out
     notes: tuple[Note, ...]
     text_sources: dict[str, int]  # checkpoints by where their texts come from
-    estimated_bytes: int  # bytes of all shards; texts and json are estimates
+    estimated_bytes: int  # bytes of all shards and their parity; texts and json are estimates
     fingerprint: str  # digest of options, sorted paths and shard assignment
     tokenizer: Any = field(repr=False, compare=False)  # the text tokenizer, loaded; None packs no text ids
 
@@ -186,6 +186,7 @@ def _context(
         seed=options.seed,
         conditions=conditions,
         delta_width=delta_width,
+        parity=options.parity,
     )
 
 

@@ -70,6 +70,7 @@ class PackContext:
     seed: int  # seeds the choice of texts
     conditions: ConditionSpec | None  # how texts are tokenized; None packs no text ids
     delta_width: int  # hidden width of the deltas, 0 when the set has none
+    parity: int  # groups of samples that a shard's parity has; 0 makes none
 
     def digest(self) -> str:
         """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""

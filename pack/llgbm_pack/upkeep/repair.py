@@ -17,7 +17,9 @@ from llgbm_pack.upkeep.repair_files import (
     restore_tokenizer_file,
     saved_tokenizer,
 )
+from llgbm_pack.upkeep.repair_parity import ParityRestorer
 from llgbm_pack.upkeep.repair_shards import RepairOptions, ShardRestorer
+from llgbm_shards.check_parity import parity_entries
 from llgbm_shards.check_set import check
 from llgbm_shards.directory import Directory, require_set_directory
 from llgbm_shards.errors import (
@@ -36,9 +38,10 @@ from llgbm_shards.names import (
     RECORD_NAME,
     SKIPPED_NAME,
     TOKENIZER_DIRECTORY,
+    parity_name,
 )
 from llgbm_shards.out_directory import refuse_no_set
-from llgbm_shards.record import CommitRecord, read_record
+from llgbm_shards.record import CommitRecord, ShardEntry, read_record
 from llgbm_shards.shardset import ShardSet
 from llgbm_shards.storage import remove_temporary, storage_errors
 
@@ -134,13 +137,14 @@ class _Repair:
         if index_sound and SKIPPED_NAME in damaged:
             self._skipped(record, by_plan)
         restorer = self._by_index(record, damaged) if index_sound else by_plan
+        by_parity = ParityRestorer(ShardSet(self._options.out)) if index_sound else None
         for entry in (entry for entry in record.shards if entry.name in damaged):
-            self._say(f"packing {entry.name} again")
-            self._attempt(entry.name, restorer.restore, entry)
+            self._attempt(entry.name, self._shard, entry, by_parity, restorer)
         if not index_sound:
             self._index(record)
             if SKIPPED_NAME in damaged:
                 self._skipped(record, by_plan)
+        self._parity(record, damaged)
         self._leftovers(report, record)
 
     def _remove_unfinished(self) -> None:
@@ -177,6 +181,34 @@ class _Repair:
         lost = any(refusal.name == SKIPPED_NAME for refusal in self.refused)
         skipped = None if lost else known_skipped(self._options.out)
         return ShardRestorer(self._options, record, damaged, rows, skipped)
+
+    def _shard(self, entry: ShardEntry, by_parity: ParityRestorer | None, by_zoo: ShardRestorer) -> None:
+        """Put one shard back by parity, and what that does not give by the zoo."""
+        if by_parity is not None and (by_parity.groups or self._options.zoo is None):
+            self._say(f"putting {entry.name} back by parity")
+            try:
+                by_parity.restore(entry)
+            except (RepairError, StorageError):
+                if self._options.zoo is None:
+                    raise
+            else:
+                return
+        self._say(f"packing {entry.name} again")
+        by_zoo.restore(entry)
+
+    def _parity(self, record: CommitRecord, damaged: set[str]) -> None:
+        """Make damaged parity files anew; last, for they are made of sound shards and a sound index."""
+        refused = {refusal.name for refusal in self.refused}
+        lost = {entry.name: entry for entry in parity_entries(record) if entry.name in damaged}
+        restorer = ParityRestorer(ShardSet(self._options.out)) if lost and INDEX_NAME not in refused else None
+        for shard in (entry.name for entry in record.shards if parity_name(entry.name) in lost):
+            file = lost[parity_name(shard)]
+            if restorer is None or shard in refused:
+                reason = f"it can only be made of {shard} and {INDEX_NAME}, and these are not sound"
+                self.refused.append(Refusal(file.name, reason))
+            else:
+                self._say(f"making {file.name} of {shard}")
+                self._attempt(file.name, restorer.restore_parity, file, shard)
 
     def _index(self, record: CommitRecord) -> None:
         broken = {refusal.name for refusal in self.refused} & {entry.name for entry in record.shards}

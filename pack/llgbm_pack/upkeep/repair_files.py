@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
+from blake3 import blake3
 
 from llgbm_pack.packing.commit import file_entry, skipped_json, tokenizer_files
 from llgbm_pack.packing.sample_json import columns
@@ -21,7 +23,7 @@ from llgbm_shards.errors import DamageError, HeaderError, LlgbmError, RepairErro
 from llgbm_shards.extents import row_extents
 from llgbm_shards.index import decode_index, encode_index, index_about, index_columns, refuse_many_rows
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.names import INDEX_NAME, RECORD_NAME, SKIPPED_NAME, TOKENIZER_DIRECTORY, parity_name
 from llgbm_shards.record import MAX_RECORD_BYTES, CommitRecord, FileEntry, ShardEntry, record_of, shard_digest
 from llgbm_shards.recover import recover_samples
 from llgbm_shards.skipped import MAX_SKIPPED_BYTES, skipped_checkpoints
@@ -30,6 +32,7 @@ from llgbm_shards.storage import opened_file, read_file, read_range, refuse_link
 #: Far above an index of millions of samples; what is larger is not read to find out.
 _MAX_INDEX_BYTES: Final = 4 << 30
 _DIGEST_BYTES: Final = 32
+_CHUNK: Final = 1 << 20
 
 
 def restore_record(options: RepairOptions) -> CommitRecord:
@@ -56,7 +59,7 @@ def restore_record(options: RepairOptions) -> CommitRecord:
             where=RECORD_NAME,
             expected=f"digest {options.expect_digest}",
             got=record.digest,
-            do=f"Restore {INDEX_NAME}, {SKIPPED_NAME} and the tokenizer from a copy first.",
+            do=f"Restore {INDEX_NAME}, {SKIPPED_NAME}, the tokenizer and parity files from a copy first.",
         )
     write_file(out / RECORD_NAME, record.to_bytes())
     return record
@@ -81,7 +84,21 @@ def _record_from_index(out: Path) -> CommitRecord:
     rows = decode_index(data, fields).to_pylist()
     skipped = read_file(out / SKIPPED_NAME, max_bytes=MAX_SKIPPED_BYTES)
     files = [file_entry(INDEX_NAME, data), file_entry(SKIPPED_NAME, skipped), *tokenizer_files(out)]
-    return record_of(about, _shards(rows, fields), files)
+    shards = _shards(rows, fields)
+    options = about.get("options")
+    if isinstance(options, dict) and options.get("parity"):
+        files += [_parity_entry(out / parity_name(shard.name)) for shard in shards]
+    return record_of(about, shards, files)
+
+
+def _parity_entry(path: Path) -> FileEntry:
+    """The record's entry of a parity file as it stands; it may be larger than memory."""
+    digest = blake3()
+    with storage_errors(path), opened_file(path) as fd:
+        size = os.fstat(fd).st_size
+        for offset in range(0, size, _CHUNK):
+            digest.update(read_range(fd, offset, min(_CHUNK, size - offset)))
+    return FileEntry(name=path.name, size=size, digest=digest.hexdigest())
 
 
 def _shards(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> list[ShardEntry]:

@@ -38,7 +38,9 @@ class RepairOptions:
     """Options of a repair; the names are those of ``llgbm-pack repair``. What cannot be is a UsageError."""
 
     out: Path  # the set
-    zoo: Path  # the zoo it was packed from; it may lie elsewhere now
+    zoo: Path | None = (
+        None  # the zoo it was packed from; it may lie elsewhere now. None: only what the set itself gives
+    )
     deltas: Path | None = None  # the delta cache it was packed with
     texts: Path | None = None  # the directory of text files it was packed with
     text_tokenizer: str | None = None  # its text tokenizer; needed only when the set's own copy is damaged
@@ -47,7 +49,7 @@ class RepairOptions:
 
     def __post_init__(self) -> None:
         for name in ("out", "zoo", "deltas", "texts"):
-            optional = name in ("deltas", "texts")
+            optional = name != "out"
             object.__setattr__(self, name, path_option(name, getattr(self, name), optional=optional))
         object.__setattr__(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
         object.__setattr__(self, "maps", pairs_option(self.maps))
@@ -182,6 +184,8 @@ class ShardRestorer:
 
 def _pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
     """The options of the build that made the set, with the paths given now, all that it was packed with."""
+    if options.zoo is None:
+        raise RepairError("only the zoo it was packed from gives it back", do="Give it: --zoo DIR.")
     for name, given in (("deltas", options.deltas), ("texts", options.texts)):
         if record.options.get(name) and given is None:
             raise UsageError(
