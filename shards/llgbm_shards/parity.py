@@ -27,6 +27,8 @@ from llgbm_shards.tensors import header_bytes
 _BLOCK: Final = 1 << 20
 #: What a row has more than the record it is made for, so that one a little longer needs no new row.
 _SLACK: Final = 64 << 10
+#: So many bytes are written before the disk is told to begin with them: each telling takes a while.
+_WRITE_BACK: Final = 32 << 20
 Bytes = NDArray[np.uint8]
 Extents = Sequence[MemberExtent]
 
@@ -115,13 +117,14 @@ def write_parity(
         DamageError: It is another one; nothing was changed.
         StorageError: It cannot be written; the partial file is removed.
     """
-    digest, size = blake3(), 0
+    digest, size, begun = blake3(), 0, 0
     with storage_errors(path, needed=expected_bytes), new_file(path) as fd:
         for block in blocks:
             digest.update(block)
-            written = write_all(fd, [block])
-            os.posix_fadvise(fd, size, written, os.POSIX_FADV_DONTNEED)  # As for shards: begin to write back.
-            size += written
+            size += write_all(fd, [block])
+            if size - begun >= _WRITE_BACK:  # As for shards: begin to write back.
+                os.posix_fadvise(fd, begun, size - begun, os.POSIX_FADV_DONTNEED)
+                begun = size
         entry = FileEntry(name=path.name, size=size, digest=digest.hexdigest())
         if expected not in (None, entry):
             raise DamageError(

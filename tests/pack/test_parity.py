@@ -9,9 +9,10 @@ import pytest
 
 from llgbm_pack import PackOptions, build
 from llgbm_pack.plan.plan import make_plan
-from llgbm_shards import ShardSet, StorageError, check
+from llgbm_shards import DamageError, ShardSet, StorageError, check
 from llgbm_shards.names import parity_name
 from llgbm_shards.parity import ParityRows, stretch
+from llgbm_shards.record import record_of
 from llgbm_shards.tensors import decode_arrays
 from support.commands import here
 from support.tiny_zoo import random_pairs, tree, write_adapter, write_zoo
@@ -147,3 +148,24 @@ def test_it_is_told(root):
     assert here(*command, "--overwrite").code == 0
     (root / "out" / "note.parity").write_text("mine")
     assert "note.parity" in here(*command, "--overwrite").err
+
+
+@pytest.mark.parametrize("groups", [0, 1025, True, "2", None])
+def test_a_record_that_lists_other_parity_than_its_options_is_refused(root, groups):
+    build(options(root))
+    record = ShardSet(root / "out").record
+    about = {**record.about(), "options": {**record.options, "parity": groups}}
+    with pytest.raises(DamageError, match="parity"):
+        record_of(about, record.shards, record.files)
+    with pytest.raises(DamageError, match="parity files of other shards"):
+        record_of(record.about(), record.shards[1:], record.files)
+
+
+def test_a_share_reads_a_share_of_the_parity(root):
+    out = root / "out"
+    build(options(root, shard_bytes=1))
+    for path in out.glob("*.parity"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    assert len(check(out, level="quick").findings) == 7
+    found = [finding.shard for seed in range(4) for finding in check(out, sample=0.25, seed=seed).findings]
+    assert sorted(found) == sorted(path.name for path in out.glob("*.parity"))
