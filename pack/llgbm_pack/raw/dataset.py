@@ -23,7 +23,14 @@ from llgbm_pack.raw.values import (
     require_batch,
     some_reasons,
 )
-from llgbm_pack.raw.weights import WEIGHT_FIELDS, collate_weights, own_tokenizer, tokenize_file, weight_plan
+from llgbm_pack.raw.weights import (
+    WEIGHT_FIELDS,
+    checked_view,
+    collate_weights,
+    own_tokenizer,
+    tokenize_file,
+    weight_plan,
+)
 from llgbm_pack.raw.zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.tokenize.conditions import form_text
 from llgbm_shards.arguments import is_one_of, is_text, local_path, require, whole_number
@@ -102,6 +109,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         self.condition_type = condition_type
         self.joiner = joiner
         self.columns = checked_columns(columns)
+        self.view = checked_view(view, lora_tokenizer)
         zoo = read_zoo(
             self.checkpoint_folder,
             DeltaSource(delta_cache),
@@ -112,7 +120,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             maps=pairs_option(maps),
         )
         self._deltas, self.layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
-        self._weights = weight_plan(view, lora_tokenizer, zoo.layout)
+        self._weights = weight_plan(self.view, zoo.layout)
         self.checkpoint_paths = zoo.places
         self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
         self.skipped: list[Skip] = zoo.skipped

@@ -37,16 +37,10 @@ def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
     return None
 
 
-def weight_plan(view: str | None, lora_tokenizer: object, layout: Layout | None) -> WeightPlan | None:
-    """How the field ``weights`` is made of pieces, float32; None where it is not wanted, or nothing can be cut.
-
-    Raises:
-        UsageError: No such view, or a foreign tokenizer, which makes no pieces.
-    """
+def checked_view(view: Any, lora_tokenizer: object) -> str | None:
+    """The view of the field ``weights``, or None. A foreign tokenizer makes no pieces to view: refused."""
     require(view is None or is_one_of(view, VIEWS), "view", "None or one of " + ", ".join(VIEWS), view)
-    if view is None:
-        return None
-    if own_tokenizer(lora_tokenizer) is None:
+    if view is not None and own_tokenizer(lora_tokenizer) is None:
         raise UsageError(
             "weights are views of the pieces that our tokenizer cuts",
             where="view",
@@ -54,7 +48,12 @@ def weight_plan(view: str | None, lora_tokenizer: object, layout: Layout | None)
             got=view,
             do="Give a LoraTokenizer2D, or pack the zoo and read weights from the set.",
         )
-    return None if layout is None else WeightPlan(WeightView(layout, view), torch.float32)
+    return None if view is None else str(view)
+
+
+def weight_plan(view: str | None, layout: Layout | None) -> WeightPlan | None:
+    """How the field ``weights`` is made of pieces, float32; None where it is not wanted, or no checkpoint fits."""
+    return None if view is None or layout is None else WeightPlan(WeightView(layout, view), torch.float32)
 
 
 def tokenize_file(
