@@ -13,7 +13,7 @@ from llgbm_pack import PackOptions, build
 from llgbm_pack.look.stats import write_stats
 from support.examples import load, run
 from support.tiny_tokenizers import save_tiny
-from support.tiny_zoo import write_adapter
+from support.tiny_zoo import write_adapter, write_deltas
 
 KINDS = {"q_proj": (32, 48), "v_proj": (32, 16), "o_proj": (48, 32)}
 LAYERS = (1, 2, 10)  # 10 comes before 2 in token order
@@ -34,12 +34,13 @@ def packed(tmp_path_factory):
             modules={name: shape for name, shape in MODULES.items() if absent not in name},
             prompts=[f"This is number {number}."],
         )
-    tokenizer = save_tiny("bert", root / "tokenizer")
-    build(
-        PackOptions(
-            zoo=root / "zoo", out=root / "shards", text_tokenizer=str(tokenizer), rank=RANK, workers=1
-        )
-    )
+    options = {
+        "deltas": write_deltas(root / "deltas", [f"run_{number}" for number in range(COUNT)]),
+        "text_tokenizer": str(save_tiny("bert", root / "tokenizer")),
+        "rank": RANK,
+        "workers": 1,
+    }
+    build(PackOptions(zoo=root / "zoo", out=root / "shards", **options))
     write_stats(str(root / "shards"), str(root / "stats.safetensors"))
     return root
 
@@ -74,6 +75,20 @@ def numbers(packed, ids):
     return [int(of_text[tuple(row.tolist())].rpartition("_")[2]) for row in ids]
 
 
+def test_llgbm_is_given_the_teachers_own_tensors_for_its_weight_loss(packed):
+    batches = load("llgbm")["training_batches"](str(packed / "shards"), lambda_weight=1.0, batch_size=3)
+    seen = []
+    for batch in itertools.islice(batches, 2):
+        for name, weights in zip(batch["adapter_names"], batch["lora_weights"], strict=True):
+            own = load_file(packed / "zoo" / name / "adapter_model.safetensors")
+            assert weights.keys() == own.keys()
+            assert all(weights[key].dtype == own[key].dtype for key in own)
+            assert all(torch.equal(weights[key], own[key]) for key in own)
+            seen.append(name)
+    batches.close()
+    assert sorted(seen) == [f"run_{number}" for number in range(COUNT)]
+
+
 def test_loragen_is_given_q_and_v(packed):
     batches = load("loragen")["training_batches"](str(packed / "shards"), batch_size=3, max_text_length=16)
     seen = []
@@ -87,38 +102,38 @@ def test_loragen_is_given_q_and_v(packed):
     assert sorted(seen) == list(range(COUNT))
 
 
-def test_rpg_is_given_all_parameters_in_tokens(packed):
+@pytest.mark.parametrize("z_score", [False, True])
+def test_rpg_is_given_all_parameters_in_tokens(packed, z_score):
+    wanted = torch.stack([flattened(packed, number) for number in range(COUNT)])
+    count = wanted.shape[1]
     example = load("rpg")
-    wanted = set()
-    for number in range(COUNT):
-        by_kind = [stacked(packed, number, kind) for kind in sorted(KINDS)]
-        own = torch.cat(
-            [side[layer].flatten() for layer in range(len(LAYERS)) for pair in by_kind for side in pair]
-        )
-        wanted.add(own.numpy().tobytes())
-    count = RANK * sum(map(sum, MODULES.values()))
-    for z_score in (False, True):
-        batches = example["training_batches"](
-            str(packed / "shards"), token_length=500, z_score=z_score, batch_size=2
-        )
-        found = []
-        for tokens, mean, std in itertools.islice(batches, 3):
-            assert tokens.shape == (2, -(-count // 500), 500)
-            assert not tokens.flatten(1)[:, count:].any()
-            again = example["parameters"](tokens, mean, std, count)
+    batches = example["training_batches"](
+        str(packed / "shards"), token_length=500, z_score=z_score, batch_size=2
+    )
+    seen = []
+    for tokens, mean, std in itertools.islice(batches, 3):
+        assert tokens.shape == (2, -(-count // 500), 500)
+        assert not tokens.flatten(1)[:, count:].any()
+        for row, again in enumerate(example["parameters"](tokens, mean, std, count)):
+            number = int((wanted - again).abs().amax(1).argmin())
+            own, real = wanted[number], tokens[row].flatten()[:count]
             if z_score:
-                real = tokens.flatten(1)[:, :count].double()
-                assert torch.allclose(real.mean(1), torch.zeros(2).double(), atol=1e-5)
-                assert torch.allclose(real.std(1), torch.ones(2).double(), atol=1e-5)
-                nearest = [
-                    min((torch.frombuffer(bytearray(own)) - row).abs().max() for own in wanted)
-                    for row in again
-                ]
-                assert max(nearest) < 1e-7
-            found += [row.numpy().tobytes() for row in again]
-        batches.close()
-        assert len(set(found)) == COUNT
-        assert z_score or set(found) == wanted
+                torch.testing.assert_close(real, (own - own.mean()) / own.std(), rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(again, own, rtol=0, atol=1e-7)
+            else:
+                assert torch.equal(real, own)
+                assert torch.equal(again, own)
+            seen.append(number)
+    batches.close()
+    assert sorted(seen) == list(range(COUNT))
+
+
+def flattened(packed, number):
+    """(P,): by layer number, each module's A row by row, then its B."""
+    pairs = [stacked(packed, number, kind) for kind in sorted(KINDS)]
+    return torch.cat(
+        [side[layer].flatten() for layer in range(len(LAYERS)) for pair in pairs for side in pair]
+    )
 
 
 def test_t2l_is_given_z_scores_by_the_sets_statistics(packed):
