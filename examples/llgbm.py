@@ -5,11 +5,11 @@ Pack the teachers with their deltas and a tokenizer of LLGBM's text encoder::
     llgbm-pack build data/teacher_checkpoints shards --deltas deltas \
         --text-tokenizer sentence-transformers/all-MiniLM-L6-v2
 
-and call ``train_step`` in a loop of your own, with ``lambda_weight`` 0 in the config::
+and call ``train_step`` in a loop of your own::
 
     batches = training_batches("shards", batch_size=8, lambda_weight=config.lambda_weight, device="cuda")
     for step, batch in zip(range(config.num_steps), batches):
-        train_step(batch, generator, ...)
+        train_step(batch, generator, ..., weight_criterion=WeightLoss())
 
 Not ``train``: it goes round by ``itertools.cycle``, which keeps each batch for good and draws no text anew.
 
@@ -23,8 +23,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from llgbm_loader import StreamingLoader
-from llgbm_shards.errors import UsageError
 
 
 def training_batches(
@@ -41,7 +43,7 @@ def training_batches(
 
     Args:
         path: The set.
-        lambda_weight: The config's weight of the weight loss. Only 0 can be had, see :func:`as_llgbm`.
+        lambda_weight: The config's weight of the weight loss; with 0 no weights are read.
         batch_size: B.
         num_texts: K, ``num_prompts_per_adapter`` of LLGBM.
         max_text_length: L.
@@ -49,18 +51,17 @@ def training_batches(
         seed: Seed of the order and of the draws.
 
     Raises:
-        UsageError: A weight loss is asked for, or the set has no texts or no deltas.
+        UsageError: The set has no texts or no deltas.
     """
-    if lambda_weight:
-        raise UsageError(
-            "these batches have no lora_weights, and without them LLGBM's weight loss is 0.0",
-            where="lambda_weight",
-            expected="0",
-            got=f"{lambda_weight}",
-        )
     with StreamingLoader(
         path,
-        fields=("condition", "delta"),  # the step reads no tokens: so neither do we
+        fields=(
+            "condition",
+            "delta",
+            *(["weights"] if lambda_weight > 0 else []),
+        ),  # the step reads no tokens
+        view="modules",
+        dtype=None,  # weights as they are stored
         columns=("task", "checkpoint"),
         filters=[("has_delta", "==", True)],  # the step knows no mask: zeros would be taken for a delta
         batch_size=batch_size,
@@ -76,13 +77,10 @@ def training_batches(
 def as_llgbm(batch: dict[str, Any]) -> dict[str, Any]:
     """One of our batches under LLGBM's names.
 
-    ``lora_weights``, each teacher's A and B by name, is left out on purpose: a loader gives tokens, not yet real A and
-    B. LLGBM's step takes the key's absence for "no weight loss" and reports ``loss_weight`` 0.0 without an error, so
-    what trains is the delta loss alone: that is why :func:`training_batches` insists on ``lambda_weight`` 0.
-
     Returns:
         delta_teacher (B, hidden) float32; condition_ids and attention_mask (B, K, L) int64; tasks and adapter_names,
-        lists of B str. An adapter's name is its path in the zoo, which no two share.
+        lists of B str. An adapter's name is its path in the zoo, which no two share. Where weights were read,
+        lora_weights as :func:`lora_weights` gives them: LLGBM's step takes the key's absence for "no weight loss".
     """
     return {
         "delta_teacher": batch["delta"],
@@ -90,13 +88,33 @@ def as_llgbm(batch: dict[str, Any]) -> dict[str, Any]:
         "attention_mask": batch["attention_mask"],
         "tasks": batch["task"],
         "adapter_names": batch["checkpoint"],
+        **({"lora_weights": lora_weights(batch)} if "weights" in batch else {}),
     }
+
+
+def lora_weights(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Each teacher's A and B by PEFT key, as ``load_file`` gives them: of its own rank, without absent modules.
+
+    LLGBM's loss passes over keys and shapes that differ from the generator's without a word, so nothing is padded.
+    """
+    ranks = torch.stack(list(batch["ranks"].values()), 1).tolist()  # (B, M), in one copy from the device
+    return [
+        {
+            f"base_model.model.{name}.lora_{side}.weight": matrix
+            for rank, (name, (a, b)) in zip(own, batch["weights"].items(), strict=True)
+            if rank
+            for side, matrix in (("A", a[row, :rank]), ("B", b[row, :, :rank]))
+        }
+        for row, own in enumerate(ranks)
+    ]
 
 
 def main() -> None:
     """Show three batches of the set that is named on the command line."""
-    for batch in itertools.islice(training_batches(sys.argv[1], lambda_weight=0.0, batch_size=2), 3):
-        print({name: tuple(getattr(value, "shape", value)) for name, value in batch.items()})
+    for batch in itertools.islice(training_batches(sys.argv[1], lambda_weight=1.0, batch_size=2), 3):
+        weights = [f"{len(adapter)} tensors" for adapter in batch.pop("lora_weights")]
+        shapes = {name: tuple(getattr(value, "shape", value)) for name, value in batch.items()}
+        print(shapes, "lora_weights", weights)
 
 
 if __name__ == "__main__":

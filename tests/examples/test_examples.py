@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from llgbm_pack import DeltaCache, LoraTokenizer2D, PackOptions, build
-from llgbm_shards.errors import UsageError
+from support.examples import load, run
 from support.tiny_tokenizers import save_tiny
 from support.tiny_zoo import DELTA_WIDTH, write_deltas, write_zoo
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPTS = [f"Question {number}?" for number in range(6)]
 
 
@@ -41,21 +38,11 @@ def packed(tmp_path_factory):
     return root
 
 
-def load(name):
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
-
-
-def run(monkeypatch, capsys, name, *arguments):
-    """Run an example as a program; returns the lines it printed."""
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    return capsys.readouterr().out.splitlines()
-
-
 def test_both_run_as_programs(packed, monkeypatch, capsys):
     lines = run(monkeypatch, capsys, "llgbm", packed / "shards")
     assert len(lines) == 3
     assert all("'condition_ids': (2, 8, 256)" in line for line in lines)
+    assert all("['6 tensors', '6 tensors']" in line for line in lines)
     lines = run(monkeypatch, capsys, "dnd", packed / "shards", packed / "zoo", "alpha", "beta")
     assert len(lines) == 6
     assert all("torch.bfloat16 (2, 4, 64) (2, 4, 64)" in line for line in lines[:3])
@@ -82,11 +69,6 @@ def test_llgbm_is_given_what_its_training_step_reads(packed):
     batches.close()
     assert set(names) <= {key.removeprefix("zoo/") for key in deltas}, "one without a delta is no teacher"
     assert all(len(set(names[start : start + 4])) == 4 for start in (0, 4, 8))
-
-
-def test_llgbm_weight_loss_is_refused_not_zero(packed):
-    with pytest.raises(UsageError, match=r"lambda_weight: .*no lora_weights.*0\.0.*expected 0, got 1\.0"):
-        next(load("llgbm")["training_batches"](str(packed / "shards"), lambda_weight=1.0))
 
 
 def test_dnd_trains_without_an_end_on_the_datasets_it_names(packed):

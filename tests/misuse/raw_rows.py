@@ -37,6 +37,7 @@ _SHARED: dict[str, Any] = {
     "require_delta": NO_BOOLS,
     "texts": (*NO_PATHS[1:], BytesPath()),
     "joiner": (None, 3, b"x", "\ud800"),
+    "view": (3, "tokens", "", ["pieces"], np.array(["pieces"])),
     "maps": (None, 3, "a=b", ["a=b"], [("a",)], [(1, 2)], [None]),
 }
 

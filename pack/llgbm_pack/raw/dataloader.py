@@ -31,6 +31,7 @@ def create_dataloader(
     joiner: str = "\n",
     maps: Maps = (),
     columns: Sequence[str] = (),
+    view: str | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """A DataLoader over :class:`Text2Qwen25LoRA_DeltaDataset`, whose other arguments it takes.
 
@@ -49,11 +50,12 @@ def create_dataloader(
         joiner: See the dataset.
         maps: See the dataset.
         columns: See the dataset.
+        view: See the dataset.
 
     Returns:
         A loader of batches: tokens (B, N, H, W) and scales (B, N, 2) float32, condition_ids and attention_mask (B, L)
-        int64, delta (B, hidden) float32, has_delta (B,) bool; the columns, lists of str. Memory is pinned where there
-        is a CUDA device.
+        int64, delta (B, hidden) float32, has_delta (B,) bool; with a view weights and ranks as ``StreamingLoader`` has
+        them; the columns, lists of str. Memory is pinned where there is a CUDA device.
 
     Raises:
         UsageError: As the dataset; or no checkpoint can be used, and why not.
@@ -74,6 +76,7 @@ def create_dataloader(
         joiner=joiner,
         maps=maps,
         columns=columns,
+        view=view,
     )
     if not len(dataset):
         reasons = "; ".join(f"{skip.checkpoint}: {skip.reason}" for skip in dataset.skipped)

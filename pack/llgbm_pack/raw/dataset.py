@@ -15,8 +15,22 @@ from torch.utils.data import Dataset
 from llgbm_pack.plan.option_values import pairs_option
 from llgbm_pack.plan.values import Skip
 from llgbm_pack.raw.deltas import DeltaSource, Maps
-from llgbm_pack.raw.values import collate_items, condition_tensors, item_number, require_batch, some_reasons
-from llgbm_pack.raw.weights import own_tokenizer, tokenize_file
+from llgbm_pack.raw.values import (
+    collate_values,
+    common_keys,
+    condition_tensors,
+    item_number,
+    require_batch,
+    some_reasons,
+)
+from llgbm_pack.raw.weights import (
+    WEIGHT_FIELDS,
+    checked_view,
+    collate_weights,
+    own_tokenizer,
+    tokenize_file,
+    weight_plan,
+)
 from llgbm_pack.raw.zoo import COLUMNS, RawCheckpoint, checked_columns, read_zoo
 from llgbm_pack.tokenize.conditions import form_text
 from llgbm_shards.arguments import is_one_of, is_text, local_path, require, whole_number
@@ -26,6 +40,8 @@ from llgbm_shards.names import FORMS
 _LOG = logging.getLogger(__name__)
 #: Ids of a condition at most: no model reads more, and each item has memory for all of them.
 _MOST_IDS = 1 << 24
+#: What of an item goes into a batch although it is no tensor.
+_NAMED = (*COLUMNS, *WEIGHT_FIELDS)
 
 
 class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the name users know
@@ -47,6 +63,8 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         joiner: Between prompt and answer.
         maps: (old, new) prefixes to rewrite in the cache's paths.
         columns: Some of ``task`` and ``checkpoint``, for each item what the index of a packed set says there.
+        view: None, or the form of the field ``weights``: ``pieces``, ``modules``, ``layers`` or ``flat``, as
+            ``StreamingLoader`` gives them. Our own LoRA tokenizer only.
 
     Attributes:
         checkpoint_paths: All checkpoints found, in natural order.
@@ -54,6 +72,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         skipped: Those that are not, with reasons.
         conditions: Per path string ``{"prompts": [first], "answers": [first] or []}``.
         all_deltas: Delta arrays by path string, read when looked up.
+        layout: The layout that all share; None with a foreign LoRA tokenizer.
 
     Raises:
         UsageError: An argument cannot be used; the zoo shares no layout; a checkpoint has two deltas.
@@ -74,6 +93,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         joiner: str = "\n",
         maps: Maps = (),
         columns: Sequence[str] = (),
+        view: str | None = None,
     ) -> None:
         require(is_one_of(condition_type, FORMS), "condition_type", ", ".join(FORMS), condition_type)
         has_tokenize = callable(getattr(lora_tokenizer, "tokenize", None))
@@ -89,6 +109,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
         self.condition_type = condition_type
         self.joiner = joiner
         self.columns = checked_columns(columns)
+        self.view = checked_view(view, lora_tokenizer)
         zoo = read_zoo(
             self.checkpoint_folder,
             DeltaSource(delta_cache),
@@ -98,7 +119,8 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             tasks="task" in self.columns,
             maps=pairs_option(maps),
         )
-        self._deltas, self._layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
+        self._deltas, self.layout, self._checkpoints = zoo.deltas, zoo.layout, zoo.checkpoints
+        self._weights = weight_plan(self.view, zoo.layout)
         self.checkpoint_paths = zoo.places
         self.valid_checkpoints = [checkpoint.place for checkpoint in zoo.checkpoints]
         self.skipped: list[Skip] = zoo.skipped
@@ -116,7 +138,8 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
 
         Returns:
             tokens (N, H, W) float32; scales (N, 2) float32, as many columns as a foreign tokenizer gives, those of its
-            tokens' frame when it gives none, absent without a frame; condition_ids and attention_mask
+            tokens' frame when it gives none, absent without a frame; with a ``view`` weights, float32, and ranks, int64,
+            of one sample; condition_ids and attention_mask
             (max_text_length,) int64; delta (hidden,) float32; has_delta () bool; checkpoint_path and the columns,
             each a str.
 
@@ -125,14 +148,13 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             StorageError: It cannot be read.
         """
         checkpoint = self._checkpoints[item_number(idx)]
-        tokens, scales = tokenize_file(
-            checkpoint.weights, self.lora_tokenizer, self._layout, where=checkpoint.path
+        fields = tokenize_file(
+            checkpoint.weights, self.lora_tokenizer, self.layout, self._weights, where=checkpoint.path
         )
         ids, mask = self._encode_text(checkpoint)
         joined = checkpoint.delta
         return {
-            "tokens": tokens,
-            **({} if scales is None else {"scales": scales}),
+            **fields,
             "condition_ids": ids,
             "attention_mask": mask,
             "delta": self._deltas.zeros() if joined is None else self._deltas.source.tensor(joined),
@@ -151,7 +173,7 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
 
     @staticmethod
     def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Stacks the tensors of samples and lists their columns.
+        """Stacks the tensors of samples, weights and ranks in the form of their view, and lists their columns.
 
         ``checkpoint_path`` is left out, so that all values go to a device where no columns are asked for.
 
@@ -159,12 +181,16 @@ class Text2Qwen25LoRA_DeltaDataset(Dataset[dict[str, Any]]):  # noqa: N801 - the
             UsageError: Not a batch of samples, or tensors of different shapes.
         """
         require_batch(batch, Mapping)
-        return collate_items(
-            [
-                {key: value for key, value in sample.items() if isinstance(value, Tensor) or key in COLUMNS}
-                for sample in batch
-            ]
-        )
+        kept = [
+            {key: value for key, value in sample.items() if isinstance(value, Tensor) or key in _NAMED}
+            for sample in batch
+        ]
+        return {
+            key: (collate_weights if key in WEIGHT_FIELDS else collate_values)(
+                [row[key] for row in kept], key
+            )
+            for key in common_keys(kept, "batch")
+        }
 
     def _encode_text(self, checkpoint: RawCheckpoint) -> tuple[Tensor, Tensor]:
         encoded = self.text_tokenizer(

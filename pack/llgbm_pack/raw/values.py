@@ -118,7 +118,7 @@ def collate_values(values: Sequence[Any], where: str) -> Any:
     if isinstance(first, (Tensor, np.ndarray)):
         return stack([as_tensor(value, where) for value in values], where)
     if is_tokenizer_output(first):
-        keys = _common_keys(values, where)
+        keys = common_keys(values, where)
         return {key: stack([_encoded(value[key], key) for value in values], key) for key in keys}
     if isinstance(first, Mapping):
         return collate_items(values, where)
@@ -127,7 +127,7 @@ def collate_values(values: Sequence[Any], where: str) -> Any:
 
 def collate_items(items: Sequence[Mapping[str, Any]], where: str = "batch") -> dict[str, Any]:
     """Items of a batch that are maps: one map of collated values."""
-    keys = _common_keys(items, where)
+    keys = common_keys(items, where)
     return {key: collate_values([item[key] for item in items], str(key)) for key in keys}
 
 
@@ -138,8 +138,8 @@ def collate_tuples(batch: Sequence[Sequence[Any]], names: Sequence[str]) -> dict
     return {**columns, "has_delta": torch.tensor(known)} if len(known) == len(batch) else columns
 
 
-def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
-    """Tensors of one shape, stacked along a new first dimension."""
+def stack(tensors: Sequence[Tensor], where: str, out: Tensor | None = None) -> Tensor:
+    """Tensors of one shape, stacked along a new first dimension; in ``out`` where it is given."""
     shapes = dict.fromkeys(tuple(tensor.shape) for tensor in tensors)
     if len(shapes) > 1:
         raise UsageError(
@@ -148,10 +148,11 @@ def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
             got=" and ".join(map(str, list(shapes)[:4])),
             do="Batch only equal shapes: pad texts to max_length, keep adapters of one layout together.",
         )
-    return torch.stack(list(tensors))
+    return torch.stack(list(tensors), out=out)
 
 
-def _common_keys(items: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+def common_keys(items: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """The keys that all of some maps have, in the first one's order; a key that is not in all is refused."""
     keys = list(items[0])
     for item in items:
         if set(item) != set(keys):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from llgbm_loader.frame import unframe
-from llgbm_pack.raw.values import as_tensor
+from llgbm_loader.views import VIEWS, WeightView
+from llgbm_loader.weights import WeightPlan
+from llgbm_pack.raw.values import as_tensor, common_keys, stack
 from llgbm_pack.sources.peft_keys import pair_keys
-from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D, tokenize_pairs
+from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D, cut_pairs, frame_pieces
+from llgbm_shards.arguments import is_one_of, require
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import Layout
 from llgbm_shards.storage import read_file
 
 #: Rows and columns of a frame.
 _BORDER = 2
+#: Fields of an item that are no tensors, but tensors in the form of a view.
+WEIGHT_FIELDS = ("weights", "ranks")
 #: Where a fault of a foreign tokenizer is, for messages.
 _TOKENIZE = "lora_tokenizer.tokenize"
 
@@ -31,23 +37,76 @@ def own_tokenizer(lora_tokenizer: object) -> LoraTokenizer2D | None:
     return None
 
 
-def tokenize_file(
-    weights: Path, lora_tokenizer: Any, layout: Layout | None, *, where: str
-) -> tuple[Tensor, Tensor | None]:
-    """Read a safetensors file and tokenize it: tokens (N, H, W) float32 and scales.
+def checked_view(view: Any, lora_tokenizer: object) -> str | None:
+    """The view of the field ``weights``, or None. A foreign tokenizer makes no pieces to view: refused."""
+    require(view is None or is_one_of(view, VIEWS), "view", "None or one of " + ", ".join(VIEWS), view)
+    if view is not None and own_tokenizer(lora_tokenizer) is None:
+        raise UsageError(
+            "weights are views of the pieces that our tokenizer cuts",
+            where="view",
+            expected="None with a LoRA tokenizer of another kind",
+            got=view,
+            do="Give a LoraTokenizer2D, or pack the zoo and read weights from the set.",
+        )
+    return None if view is None else str(view)
 
-    Scales are (N, 2) float32 from our tokenizer; from others (N, 2), (N, 4) or None. Our own cuts to the ``layout`` that
-    the zoo shares: absent modules become padding, as in a set. A foreign one gets tensors by sorted key, which it may
-    keep. ``where`` names the checkpoint in messages.
+
+def weight_plan(view: str | None, layout: Layout | None) -> WeightPlan | None:
+    """How the field ``weights`` is made of pieces, float32; None where it is not wanted, or no checkpoint fits."""
+    return None if view is None or layout is None else WeightPlan(WeightView(layout, view), torch.float32)
+
+
+def tokenize_file(
+    weights: Path, lora_tokenizer: Any, layout: Layout | None, plan: WeightPlan | None, *, where: str
+) -> dict[str, Any]:
+    """Read a safetensors file and tokenize it: the fields of an item that are made of weights.
+
+    These are tokens (N, H, W) float32; scales, (N, 2) float32 from our tokenizer, from others (N, 2), (N, 4) or none;
+    with a ``plan`` weights and ranks in its view. Our own cuts to the ``layout`` that the zoo shares: absent modules
+    become padding, as in a set. A foreign one gets tensors by sorted key, which it may keep. ``where`` names the
+    checkpoint in messages.
     """
     tensors = _read_tensors(weights, where)
     own = own_tokenizer(lora_tokenizer)
     if own is None or layout is None:
-        return token_tensors(lora_tokenizer.tokenize(tensors))
+        tokens, scales = token_tensors(lora_tokenizer.tokenize(tensors))
+        return {"tokens": tokens} if scales is None else {"tokens": tokens, "scales": scales}
     try:
-        return _tokenize_to(layout, own, tensors, weights.name)
+        return _own_fields(layout, own, plan, tensors, weights.name)
     except CheckpointError as error:
         raise error.as_(CheckpointError, where=f"{where}: {error.where}" if error.where else where) from error
+
+
+def collate_weights(values: Sequence[Any], where: str) -> Any:
+    """Weights or ranks of the items of a batch, stacked in the form of their view: a tensor, a pair, or a map of these.
+
+    The result is views of one tensor: a worker process sends each storage by a file descriptor of its own, and those
+    of hundreds of modules would be more than a process may have.
+    """
+    leaves = list(_leaves(values[0]))
+    flat = torch.empty(len(values) * sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype)
+    parts = iter(torch.split(flat, [len(values) * leaf.numel() for leaf in leaves]))
+    return _stack_into(values, parts, where)
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    for part in value.values() if isinstance(value, Mapping) else value:
+        yield from _leaves(part)
+
+
+def _stack_into(values: Sequence[Any], parts: Iterator[Tensor], where: str) -> Any:
+    first = values[0]
+    if any(type(value) is not type(first) for value in values):
+        raise UsageError("items of different views in one batch", where=where)
+    if isinstance(first, Mapping):
+        names = common_keys(values, where)
+        return {name: _stack_into([value[name] for value in values], parts, name) for name in names}
+    if isinstance(first, tuple):
+        return tuple(_stack_into(side, parts, where) for side in zip(*values, strict=True))
+    return stack(values, where, out=next(parts).view(len(values), *first.shape))
 
 
 def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:
@@ -61,13 +120,26 @@ def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:
     return {key: tensors[key] for key in sorted(tensors)}
 
 
-def _tokenize_to(
-    layout: Layout, tokenizer: LoraTokenizer2D, tensors: Mapping[str, Tensor], where: str
-) -> tuple[Tensor, Tensor]:
-    """Tokenize weights to a given layout, as a build does; modules that they lack become padding."""
+def _own_fields(
+    layout: Layout,
+    tokenizer: LoraTokenizer2D,
+    plan: WeightPlan | None,
+    tensors: Mapping[str, Tensor],
+    where: str,
+) -> dict[str, Any]:
+    """Cut weights to a given layout, as a build does; modules that they lack become padding."""
     keys = pair_keys(tensors, where)
     pairs = {name: (tensors[pair.a], tensors[pair.b]) for name, pair in keys.items()}
-    return tokenize_pairs(pairs, layout, frame=tokenizer.frame, zero_std=tokenizer.zero_std)
+    pieces, scales = cut_pairs(pairs, layout)
+    weights = {} if plan is None else _weights(plan, pieces)
+    tokens = frame_pieces(pieces, scales, layout, frame=tokenizer.frame, zero_std=tokenizer.zero_std)
+    return {"tokens": tokens, "scales": scales, **weights}
+
+
+def _weights(plan: WeightPlan, pieces: Tensor) -> dict[str, Any]:
+    """The fields ``weights`` and ``ranks`` of one checkpoint's pieces (N, r, chunk), which keep their memory."""
+    weights, ranks = plan.make(pieces[None], torch.ones(1, dtype=torch.bool))
+    return plan.view.present(weights[0].clone() if plan.in_place else weights[0], ranks[0])
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:

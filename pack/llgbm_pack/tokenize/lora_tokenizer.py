@@ -87,7 +87,9 @@ class LoraTokenizer2D:
             UsageError: Not a mapping of keys to tensors; ``chunk`` or ``rank`` cannot be used.
         """
         pairs = _pairs(weights)
-        return tokenize_pairs(pairs, self._layout(pairs), frame=self.frame, zero_std=self.zero_std)
+        layout = self._layout(pairs)
+        pieces, scales = cut_pairs(pairs, layout)
+        return frame_pieces(pieces, scales, layout, frame=self.frame, zero_std=self.zero_std), scales
 
     def detokenize(
         self, tokens: Tensor, scales: Tensor | None = None, *, like: Mapping[str, Tensor] | Layout
@@ -145,13 +147,16 @@ class LoraTokenizer2D:
         return make_layout(shapes, dtype=dtype, token_order=self.order, chunk=self.chunk, rank=self.rank)
 
 
-def tokenize_pairs(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], layout: Layout, *, frame: str, zero_std: str
-) -> tuple[Tensor, Tensor]:
-    """Tokens (N, H, W) float32 and scales (N, 2) of matrices by canonical module name; modules they lack are padding."""
+def cut_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Pieces (N, r, chunk) and scales (N, 2) of matrices by canonical module name; modules they lack are padding."""
     pieces = torch.empty(layout.pieces_shape, dtype=TORCH_DTYPE[layout.dtype])
     scales = torch.empty(layout.num_tokens, 2)
     PieceEncoder(layout).encode(pairs, pieces, scales)
+    return pieces, scales
+
+
+def frame_pieces(pieces: Tensor, scales: Tensor, layout: Layout, *, frame: str, zero_std: str) -> Tensor:
+    """Tokens (N, H, W) float32 of pieces, which are overwritten with their body, and scales."""
     plan = TokenPlan(layout, frame, zero_std, torch.float32)
     tokens = torch.empty(plan.shape, dtype=torch.float32)
     framer = HostFramer(plan, scales.numpy(), tokens)
@@ -159,7 +164,7 @@ def tokenize_pairs(
     step = max(1, BLOCK_BYTES // max(1, stored[0].nbytes))
     for first in range(0, layout.num_tokens, step):
         framer.finish(first, stored[first : first + step])
-    return tokens, scales
+    return tokens
 
 
 def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
