@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llgbm_pack.cli.check import Checked
     from llgbm_pack.look.bench import BenchReport
     from llgbm_pack.look.stats import StatsReport
+    from llgbm_pack.packing.overlay import OverlayReport
     from llgbm_pack.upkeep.repair import RepairReport
 
 _FEW: Final = 20
@@ -63,6 +64,22 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
     return "\n".join([*lines, *_shorten(_notes(report.notes, verbose), "warnings", verbose)])
 
 
+def render_overlay(report: OverlayReport, *, verbose: bool) -> str:
+    """What ``overlay`` prints at its end."""
+    resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
+    fallbacks = f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""
+    lines = [
+        f"base       {report.base}",
+        f"packed     {report.samples} samples{resumed}: {', '.join(report.members)}",
+        f"deltas     {report.with_delta}, joined by: {_counts(report.matched_by) or 'none'}",
+        f"texts      {_counts(report.text_sources) or 'none'}{fallbacks}",
+        f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
+        f"time       {report.seconds:.1f} s, {report.packing_seconds:.1f} s of them packing",
+        f"digest     {report.digest or 'not committed: --strict, and something was warned about'}",
+    ]
+    return "\n".join([*lines, *_shorten(_notes(report.notes, verbose), "warnings", verbose)])
+
+
 def _rate(report: PackReport) -> str:
     """The rate of packing, and the whole time beside it: imports and the plan are no part of a rate."""
     if not report.source_bytes:
@@ -96,7 +113,8 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
     if report.digest:
         lines.append(f"digest {report.digest}")
     if report.exit_code == 1:
-        command = f"llgbm-pack repair {shlex.quote(report.path)} --zoo ZOO"
+        source = "--base BASE" if report.base else "--zoo ZOO"
+        command = f"llgbm-pack repair {shlex.quote(report.path)} {source}"
         lines.append(f"`{command}` puts back what is missing or damaged, to the bit")
     return "\n".join([*lines, *_against(checked, verbose=verbose)])
 
@@ -141,6 +159,7 @@ def render_set(summary: dict[str, Any]) -> str:
     lines = [
         f"set        {summary['path']}",
         f"digest     {summary['digest']}",
+        *([f"base       {summary['base']}"] if summary["base"] else []),
         f"samples    {summary['samples']} ({_counts(summary['splits'])}), {summary['with_delta']} with a delta",
         f"tokens     {tokens['count']} of {tokens['rank']} x {tokens['chunk']} {tokens['dtype']}, {tokens['order']} order, "
         f"{tokens['modules']} modules",
