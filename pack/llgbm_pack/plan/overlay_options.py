@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llgbm_pack.plan.option_values import (
     choice_option,
@@ -21,7 +21,9 @@ from llgbm_pack.plan.options import PackOptions
 from llgbm_shards.arguments import MOST_WORKERS, is_text, require
 from llgbm_shards.errors import UsageError
 from llgbm_shards.names import FORMS, TOKENIZER_DIRECTORY
-from llgbm_shards.record import CommitRecord
+
+if TYPE_CHECKING:  # It brings numpy, which --help has no need of.
+    from llgbm_shards.record import CommitRecord
 
 #: No checkpoint can be left out: an overlay has the samples of its base.
 OVERLAY_MISSING_DELTA: Final = ("error", "zeros")
