@@ -69,7 +69,7 @@ class LayeredSet:
         for name in own.column_names:
             if name in of_deltas:
                 table = table.set_column(table.column_names.index(name), table.field(name), own.column(name))
-            else:
+            elif name != "key":
                 table = table.append_column(OVERLAID + name, own.column(name))
         return table
 

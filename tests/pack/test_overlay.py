@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from llgbm_pack.plan import overlay as plan_module
 from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_shards import DamageError, ShardSet, check
 from llgbm_shards.errors import PlanError, UsageError
-from support.commands import here
+from support.commands import here, wait_until
 from support.damage import flipped
 from support.overlays import COUNT, FORMS, NEW_WIDTH, build_set, lay, members_of, new, write_sources
 from support.tiny_zoo import tree, write_deltas
@@ -206,6 +208,33 @@ def test_a_damaged_base(own):
         lay(own, "other", deltas=own / "new")
     lay(own, "other", deltas=own / "new")
     assert check(own / "other").sound
+
+
+def _lay_in_small_shards(root):
+    plan_module._SHARD_BYTES = 1
+    lay(root, "killed", **new(root))
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(own, monkeypatch):
+    monkeypatch.setattr(plan_module, "_SHARD_BYTES", 1)  # a sample a shard
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["llgbm_pack.packing.overlay"])
+    killed = 0
+    for goal in range(COUNT):
+        process = processes.Process(target=_lay_in_small_shards, args=(own,))
+        process.start()
+        wait_until(
+            lambda g=goal, p=process: len(list((own / "killed").glob("*.tar"))) >= g or not p.is_alive()
+        )
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed > COUNT // 2
+    if not (own / "killed" / "shardset.json").exists():
+        lay(own, "killed", **new(own))
+    lay(own, "whole", **new(own))
+    assert tree(own / "killed") == tree(own / "whole")
 
 
 @pytest.mark.slow
