@@ -278,6 +278,19 @@ def test_of_nothing_new_and_over_its_base(own):
         overlay(OverlayOptions(base=own / "base", out=own / "base", deltas=own / "new"))
 
 
+def test_commands_that_want_weights_say_where_they_are(made, tmp_path):
+    key, digest = ShardSet(made / "over").keys[0], ShardSet(made / "base").digest
+    for args in (
+        ("stats", made / "over", "-o", tmp_path / "s"),
+        ("export", made / "over", key, tmp_path / "e"),
+    ):
+        done = here(*args)
+        assert done.code == 2
+        assert "an overlay has no weights: expected a set with weights" in done.err
+        assert f"Name the set it was made of, digest {digest}" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command(own):
     done = here(
         "overlay",

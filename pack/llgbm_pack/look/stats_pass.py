@@ -44,6 +44,7 @@ class Pass:
         rows = shard_set.index().to_pylist()
         if not rows:
             raise UsageError("the set has no samples", where=str(shard_set.path))
+        shard_set.require_weights()
         body = shard_set.record.members.index("pieces")
         self._bodies = [
             extents[body]
