@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
-from llgbm_loader.options import Filters, Paths, ReadOptions, SelectOptions, from_arguments
+from llgbm_loader.options import Filters, Overlays, Paths, ReadOptions, SelectOptions, from_arguments
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.arguments import as_index, shown, whole_number
 from llgbm_shards.errors import UsageError
@@ -37,6 +37,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         path: A set's directory, or several, which are taken as one.
         split: Samples of this split; None for all.
         fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has.
+        overlay: An overlay of the set, whose deltas or texts stand in place of the set's own, or None; of several sets,
+            a list with one for each.
         filters: Conditions on index columns in pyarrow's form.
         columns: Text columns of the index that go into each sample as str, e.g. ``("task", "checkpoint")``.
         frame: ``dnd``, ``fp32`` or ``none``.
@@ -64,6 +66,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         *,
         split: str | None = "train",
         fields: Sequence[str] | None = None,
+        overlay: Overlays = None,
         filters: Filters | None = None,
         columns: Sequence[str] = (),
         view: str = "pieces",
@@ -88,7 +91,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         from llgbm_loader.selection import select  # noqa: PLC0415
 
         self._selection: Selection = select(
-            SelectOptions.of(path, split, filters, expect_digest, columns), self._options.fields
+            SelectOptions.of(path, overlay, split, filters, expect_digest, columns), self._options.fields
         )
         self._epoch = 0
         self._prepare()

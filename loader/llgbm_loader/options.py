@@ -50,6 +50,7 @@ _MOST_AHEAD: Final = 1024
 _DTYPES: Final = (None, *reversed(TORCH_DTYPE.values()))
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Overlays = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | None] | None
 Filters = Sequence[Any]
 
 
@@ -58,6 +59,9 @@ class SelectOptions:
     """Which samples: the sets taken as one, and what of them."""
 
     paths: tuple[Path, ...]  # the sets' directories, absolute
+    overlays: tuple[
+        Path | None, ...
+    ]  # likewise of their overlays, None where there is none; empty without any
     split: str | None  # None takes all
     filters: Filters | None  # further conditions on index columns, in pyarrow's disjunctive normal form
     expect_digest: tuple[str, ...]  # one for each set; empty when not pinned
@@ -67,12 +71,13 @@ class SelectOptions:
     def of(
         cls,
         path: Paths,
+        overlay: Overlays,
         split: str | None,
         filters: Filters | None,
         expect_digest: str | Sequence[str] | None,
         columns: Sequence[str],
     ) -> SelectOptions:
-        """Options from the arguments users give: one path or many, one digest or many."""
+        """Options from the arguments users give: one path or many, one overlay or many, one digest or many."""
         paths = [path] if isinstance(path, (str, os.PathLike)) else path
         _listed("path", paths, (str, os.PathLike), "a set's directory, or a list of such")
         digests = [expect_digest] if isinstance(expect_digest, str) else expect_digest
@@ -80,11 +85,20 @@ class SelectOptions:
             expected = f"a digest for each of the sets: {len(paths)}"
             _listed("expect_digest", digests, str, expected)
             _check(len(digests) == len(paths), "expect_digest", expected, digests)
+        overlays = [overlay] if isinstance(overlay, (str, os.PathLike)) else overlay
+        if overlays is not None:
+            expected = f"an overlay's directory, or None, for each of the sets: {len(paths)}"
+            _listed("overlay", overlays, (str, os.PathLike, type(None)), expected)
+            _check(len(overlays) == len(paths), "overlay", expected, overlays)
         _listed("columns", columns, str, "a list of names of text columns of the index", least=0)
         # Shards are opened when they are read: a change of directory until then must not lead elsewhere.
         absolute = tuple(local_path("option path", path).absolute() for path in paths)
         return cls(
             paths=absolute,
+            overlays=tuple(
+                None if one is None else local_path("option overlay", one).absolute()
+                for one in overlays or ()
+            ),
             split=split,
             filters=filters,
             expect_digest=tuple(digests or ()),

@@ -111,20 +111,19 @@ class SampleReader:
     def _members(self, number: int) -> dict[str, StoredMember]:
         """What the index says of the wanted members of a sample: by field, in tar order."""
         selection = self._selection
-        shard = int(selection.shard[number])
-        key, shard_name = selection.key(number), selection.shards[shard].name
+        key = selection.key(number)
         return {
             field: StoredMember(
                 field=field,
                 key=key,
-                shard=shard,
-                shard_name=shard_name,
-                offset=int(selection.offsets[field][number]),
-                size=int(selection.sizes[field][number]),
-                xxh3_64=int(selection.hashes[field][number]),
+                shard=(shard := int(places.shard[number])),
+                shard_name=selection.shards[shard].name,
+                offset=int(places.offset[number]),
+                size=int(places.size[number]),
+                xxh3_64=int(places.xxh3_64[number]),
                 prefix=self._prefix[field],
             )
-            for field in selection.members
+            for field, places in selection.places.items()
         }
 
     def _read_small(self, run: Sequence[StoredMember], epoch: int, row: Row, verify: bool) -> int:

@@ -15,6 +15,7 @@ class Identity:
     """What the meaning of a position depends on."""
 
     sets: tuple[str, ...]  # their digests, in their order
+    overlays: tuple[str, ...]  # digests of their overlays, "" of a set without one
     split: str | None
     filters: str  # as one text
     seed: int  # of the order
@@ -23,7 +24,8 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """The identity's part of a saved state."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"sets": list(self.sets)}
+        digests = {"sets": list(self.sets), "overlays": list(self.overlays)}
+        return {name: getattr(self, name) for name in self.__slots__} | digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class StreamState:
         """Go on where a saved state stands.
 
         Raises:
-            UsageError: It is no state, or one of another set, split, filter, seed or shuffle.
+            UsageError: It is no state, or one of another set, overlay, split, filter, seed or shuffle.
         """
         version = saved.get("version") if isinstance(saved, dict) else None
         if type(version) is not int or version != VERSION:

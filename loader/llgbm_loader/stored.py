@@ -61,7 +61,7 @@ def side_by_side(members: Iterable[StoredMember]) -> Iterator[list[StoredMember]
     """Group members of a sample, which come in tar order, where they stand next to each other in the tar."""
     run: list[StoredMember] = []
     for member in members:
-        if run and member.offset != run[-1].end:
+        if run and (member.shard, member.offset) != (run[-1].shard, run[-1].end):
             yield run
             run = []
         run.append(member)

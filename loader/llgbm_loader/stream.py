@@ -11,6 +11,7 @@ import webdataset
 from llgbm_loader.device import device_ops
 from llgbm_loader.options import (
     Filters,
+    Overlays,
     Paths,
     ReadOptions,
     SelectOptions,
@@ -46,6 +47,8 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
             within each, so that neighbours in a store stay together.
         fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has. Only their bytes
             are read.
+        overlay: An overlay of the set, whose deltas or texts stand in place of the set's own, or None; of several sets,
+            a list with one for each.
         filters: Conditions on index columns in pyarrow's form, e.g. ``[("task", "in", ["arc_e"])]``.
         columns: Text columns of the index that go into batches under their names, e.g. ``("task", "checkpoint")``.
         frame: ``dnd``, ``fp32``, or ``none`` for the bare body.
@@ -85,6 +88,7 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         seed: int = 0,
         shuffle: bool | str = True,
         fields: Sequence[str] | None = None,
+        overlay: Overlays = None,
         filters: Filters | None = None,
         columns: Sequence[str] = (),
         view: str = "pieces",
@@ -112,7 +116,9 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         # Imported here: pyarrow takes half of the time that importing the loader may take.
         from llgbm_loader.selection import select  # noqa: PLC0415
 
-        selection = select(SelectOptions.of(path, split, filters, expect_digest, columns), read.fields)
+        selection = select(
+            SelectOptions.of(path, overlay, split, filters, expect_digest, columns), read.fields
+        )
         self._source = StreamSource(selection, read, stream, ops)
         super().__init__(self._source)
 

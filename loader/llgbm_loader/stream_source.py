@@ -186,6 +186,7 @@ def _refuse_no_batch(slices: Slices) -> None:
 def _identity(selection: Selection, read: ReadOptions, stream: StreamOptions) -> Identity:
     return Identity(
         sets=selection.digests,
+        overlays=selection.overlays,
         split=selection.split,
         filters=selection.filters,
         seed=read.seed,

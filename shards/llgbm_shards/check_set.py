@@ -211,6 +211,7 @@ class _Check:
             path=self.shown,
             level=self.level,
             digest=record.digest if record else "",
+            base=record.base if record else "",
             samples=sum(shard.samples for shard in shards),
             shards=len(shards),
             sample=self.window.fraction,

@@ -70,7 +70,8 @@ class DeepCheck:
         if sample.pieces is not None and sample.scales is not None:
             yield from _weights(sample.pieces, sample.scales, _ranks(sample.json), self._layout)
         yield from _texts(sample, self._set.record.texts)
-        yield from _delta(sample)
+        if sample.delta is not None or not self._set.record.base:  # An overlay's json may tell of its base's.
+            yield from _delta(sample)
 
 
 def _json(sample: Sample, extents: Sequence[MemberExtent], raw: bytes, layout: Layout) -> Iterator[Fault]:

@@ -42,6 +42,7 @@ class CheckReport:
         path: The set, as the user named it.
         level: ``quick``, ``full`` or ``deep``.
         digest: Digest of the commit record; empty when that is damaged.
+        base: Of an overlay: digest of the set it was made of; else empty.
         samples: Samples the record promises.
         shards: Shards the record promises.
         sample: Fraction of the samples that was asked to be read; 1 reads all.
@@ -55,6 +56,7 @@ class CheckReport:
     path: str
     level: str
     digest: str
+    base: str
     samples: int
     shards: int
     sample: float

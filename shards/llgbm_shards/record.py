@@ -51,6 +51,7 @@ class CommitRecord:
     """What ``shardset.json`` says."""
 
     layout: Layout
+    base: str = ""  # of an overlay: digest of the set whose samples it has anew; "" of a plain set
     members: tuple[str, ...]  # fields of every sample, in tar order
     texts: dict[str, Any]  # those of a ConditionSpec; forms is empty when the set has no texts
     delta_width: int  # hidden width of the deltas, 0 when the set has none
@@ -71,6 +72,7 @@ class CommitRecord:
         """All fields but the lists of files and the digest; the index carries a copy, so that they can be restored."""
         return {
             "format": FORMAT,
+            "base": self.base,
             "options": self.options,
             "dtype": self.layout.dtype,
             "rank": self.layout.rank,
@@ -125,13 +127,13 @@ def parse_record(data: bytes) -> CommitRecord:
 
 
 def _check_members(fields: dict[str, Any]) -> None:
-    """The member list is some of the known ones in their order, and agrees with texts and delta_width."""
+    """The member list is that of a plain set, or of an overlay, and agrees with texts and delta_width."""
     with_texts = fields["texts"].get("forms") != []
     if with_texts:
         ConditionSpec.from_json(fields["texts"], where="texts")
     optional = {"texts": with_texts, "delta": fields["delta_width"] > 0}
-    expected = [name for name in SUFFIX if optional.get(name, True)]
-    if fields["members"] != expected:
+    expected = [name for name in SUFFIX if optional.get(name, not fields["base"] or name == "json")]
+    if fields["members"] != expected or expected == ["json"]:
         what, got = "members do not fit texts and delta_width", f"{fields['members']!s:.120}"
         raise HeaderError(what, where="members", expected=f"{expected}", got=got)
 
@@ -183,7 +185,7 @@ def _from_json(fields: dict[str, Any], digest: str) -> CommitRecord:
     )
     return CommitRecord(
         layout=layout,
-        **{name: fields[name] for name in ("texts", "delta_width", "options")},
+        **{name: fields[name] for name in ("base", "texts", "delta_width", "options")},
         members=tuple(fields["members"]),
         shards=tuple(ShardEntry(**row) for row in fields["shards"]),
         files=tuple(FileEntry(**row) for row in fields["files"]),

@@ -61,6 +61,7 @@ MODULE: Final[Schema] = {
 #: ``shardset.json``: its names become paths, its numbers sizes of allocations.
 RECORD: Final[Schema] = {
     "format": str,
+    "base": Form(re.compile(rf"({DIGEST.pattern})?"), "a digest, or nothing"),
     "options": dict,
     "dtype": str,
     "rank": _WIDE,

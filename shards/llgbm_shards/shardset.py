@@ -76,6 +76,14 @@ class ShardSet:
         """Digest of the commit record; it pins every byte of the set."""
         return self.record.digest
 
+    def require_weights(self) -> None:
+        """Raises UsageError for an overlay, which has none."""
+        if self.record.base:
+            do = f"Name the set it was made of, digest {self.record.base}."
+            raise UsageError(
+                "an overlay has no weights", where=str(self.path), expected="a set with weights", do=do
+            )
+
     @functools.cached_property
     def _index_bytes(self) -> bytes:
         try:

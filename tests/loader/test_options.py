@@ -19,5 +19,5 @@ from llgbm_loader.options import ReadOptions, SelectOptions, StreamOptions
     ],
 )
 def test_each_argument_is_an_option(view, kinds, others):
-    options = {option.name for kind in kinds for option in dataclasses.fields(kind)} - {"paths"}
-    assert set(inspect.signature(view).parameters) == options | others | {"path"}
+    options = {option.name for kind in kinds for option in dataclasses.fields(kind)} - {"paths", "overlays"}
+    assert set(inspect.signature(view).parameters) == options | others | {"path", "overlay"}

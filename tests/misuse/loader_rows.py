@@ -13,9 +13,11 @@ from llgbm_shards import StorageError
 from misuse.rows import ENDLESS, HUGE, NO_COUNTS, NO_PATHS, BytesPath, Row, World, each, keywords
 from misuse.shards_rows import NO_DIGESTS
 
+_NO_OVERLAYS = tuple(path for path in NO_PATHS if path not in (None, ["x"]))
 _READ: dict[str, Any] = {
     "split": (3, "test", b"train", ["train"], True),
     "fields": (3, "tokens", [], ["pieces"], [None], [["tokens"]], True),
+    "overlay": (*_NO_OVERLAYS, BytesPath(), [], [3], [["x"]], ["a\0b"], ["x", "x"], {"x": 3}.values()),
     "filters": (3, "task", [3], [("task",)], [("absent", "==", 1)], [("task", "like", "a")], True),
     "view": (None, 3, "tensors", ["flat"]),
     "frame": (None, 3, "DnD", ["dnd"]),
@@ -95,6 +97,13 @@ ROWS: list[Row] = [
         StorageError,
     ),
     *keywords("StreamingLoader", {**_READ, **_STREAM}, _stream),
+    *each("StreamingLoader", "overlay", ("/no/such",), lambda w, v: _stream(w, overlay=v), StorageError),
+    *each("ShardDataset", "overlay", (["/no/such"],), lambda w, v: _dataset(w, overlay=v), StorageError),
+    # A set is no overlay of itself.
+    *[
+        Row(name=name, wrong="overlay=the set", call=lambda w, c=call: c(w, overlay=w.path))
+        for name, call in (("StreamingLoader", _stream), ("ShardDataset", _dataset))
+    ],
     *keywords(
         "StreamingLoader", {"batch_size": (10**9, 10**15, HUGE, ENDLESS), "world_size": (HUGE,)}, _large
     ),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from llgbm_pack import DeltaCache, LoraTokenizer2D, PackOptions, build
+from llgbm_pack.packing.overlay import overlay
+from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_pack.upkeep.repair_shards import RepairOptions
 from llgbm_shards import CheckpointError
 from misuse.rows import ENDLESS, HUGE, NO_BOOLS, NO_PATHS, BytesPath, Row, World, each, keywords
@@ -28,6 +30,11 @@ def _options(world: World, **wrong: Any) -> PackOptions:
 
 def _repair(world: World, **wrong: Any) -> RepairOptions:
     return RepairOptions(**{"out": world.path, "zoo": world.root / "zoo", **wrong})
+
+
+def _overlay(world: World, **wrong: Any) -> OverlayOptions:
+    given = {"base": world.path, "out": world.root / "out", "deltas": world.root / "deltas"}
+    return OverlayOptions(**{**given, **wrong})
 
 
 def _pair(a: Any, b: Any) -> dict[str, Any]:
@@ -150,6 +157,7 @@ ROWS: list[Row] = [
         {
             "out": (*NO_PATHS, BytesPath()),
             "zoo": (*NO_PATHS[1:], BytesPath()),
+            "base": (*NO_PATHS[1:], BytesPath()),
             "deltas": NO_PATHS[1:],
             "texts": NO_PATHS[1:],
             "text_tokenizer": (*_NO_TEXTS[:-1], "a\0b"),
@@ -157,6 +165,26 @@ ROWS: list[Row] = [
             "expect_digest": NO_DIGESTS,
         },
         _repair,
+    ),
+    *each("overlay", "options", (None, 3, "set", {}, Path("set")), lambda _, value: overlay(value)),
+    *each("overlay", "progress", (3, "loud", print), lambda w, value: overlay(_overlay(w), progress=value)),
+    *keywords(
+        "OverlayOptions",
+        {
+            "base": (*NO_PATHS, BytesPath()),
+            "out": (*NO_PATHS, BytesPath()),
+            "deltas": (*NO_PATHS[1:], BytesPath()),
+            "texts": (*NO_PATHS[1:], BytesPath()),
+            "text_tokenizer": (*_NO_TEXTS[:-1], "", "a\0b"),
+            "forms": (*_NO_LISTS[1:], (), ["prompt", "prompt"], ["question"]),
+            "joiner": _NO_TEXTS,
+            "missing_delta": (*_NO_CHOICES, "skip"),
+            "maps": _NO_MAPS,
+            "workers": (None, *_NO_COUNTS, HUGE, ENDLESS, 1025),
+            "strict": NO_BOOLS,
+            "overwrite": NO_BOOLS,
+        },
+        _overlay,
     ),
     *keywords(
         "LoraTokenizer2D",

@@ -147,3 +147,41 @@ def test_whatever_a_sealed_record_says_it_is_read_or_refused_as_damage(raw, data
     except DamageError:
         return
     assert record.to_json().keys() | {"digest"} == fields.keys() | {"digest"}
+
+
+@pytest.mark.parametrize(
+    ("members", "refused"),
+    [
+        (["texts", "delta", "json"], False),
+        (["delta", "texts", "json"], True),
+        (["pieces", "scales", "texts", "delta", "source", "json"], True),
+        (["texts", "json"], True),
+        (["json"], True),
+    ],
+    ids=str,
+)
+def test_members_of_an_overlay(raw, members, refused):
+    fields = {**json.loads(raw), "base": "ab" * 32, "members": members}
+    if refused:
+        with pytest.raises(DamageError, match="members do not fit"):
+            parse_record(sealed(fields))
+    else:
+        assert parse_record(sealed(fields)).base == "ab" * 32
+
+
+def test_an_overlay_of_nothing_new(raw):
+    fields = {
+        **json.loads(raw),
+        "base": "ab" * 32,
+        "members": ["json"],
+        "texts": {"forms": []},
+        "delta_width": 0,
+    }
+    with pytest.raises(DamageError, match="members do not fit"):
+        parse_record(sealed(fields))
+
+
+@pytest.mark.parametrize("base", [None, 3, "ab", "AB" * 32, "../x"])
+def test_a_base_is_a_digest_or_nothing(raw, base):
+    with pytest.raises(DamageError, match="base"):
+        parse_record(sealed({**json.loads(raw), "base": base}))

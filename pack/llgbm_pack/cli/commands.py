@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from llgbm_pack.cli.check import check_options, run_check
-from llgbm_pack.cli.options import build_options, repair_options
+from llgbm_pack.cli.options import build_options, overlay_options, repair_options
 from llgbm_pack.cli.output import Output, escape_unwritable, output_options, printable, printable_json
 from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_shards.errors import LlgbmError
 from llgbm_shards.public import without_credentials
 
@@ -88,6 +89,21 @@ def build_command(options: PackOptions, dry_run: bool, output: Output) -> int:
     with progress_for(output) as progress:
         report = build(options, progress=progress)
     _emit(output, report.to_json(), lambda: render_pack(report, verbose=output.verbose))
+    return report.exit_code
+
+
+@main.command("overlay")
+@output_options
+@overlay_options
+def overlay_command(options: OverlayOptions, output: Output) -> int:
+    """Write newer deltas or texts of the set in BASE to OUT, an overlay that loaders read in place of the set's own."""
+    from llgbm_pack.cli.progress import progress_for
+    from llgbm_pack.cli.render import render_overlay
+    from llgbm_pack.packing.overlay import overlay
+
+    with progress_for(output) as progress:
+        report = overlay(options, progress=progress)
+    _emit(output, report.to_json(), lambda: render_overlay(report, verbose=output.verbose))
     return report.exit_code
 
 

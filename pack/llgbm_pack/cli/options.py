@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 
 from llgbm_pack.cli.output import FOLDER, Command, Output, decorator
 from llgbm_pack.plan.options import DTYPES, MISSING_DELTA, SPLIT_BY, PackOptions
+from llgbm_pack.plan.overlay_options import OVERLAY_MISSING_DELTA, OverlayOptions
 from llgbm_shards.layout import TOKEN_ORDERS
 from llgbm_shards.names import FORMS, MOST_PARITY
 
@@ -96,9 +98,10 @@ _NEEDS: Final = {
 }
 
 
-def _refuse_useless(values: dict[str, Any]) -> None:
+def _refuse_useless(values: dict[str, Any], names: Collection[str] = _NEEDS) -> None:
     context = click.get_current_context()
-    for name, needed in _NEEDS.items():
+    for name in names:
+        needed = _NEEDS[name]
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
         if given and not values[needed]:
             flag, of = (_flag(option, context) for option in (name, needed))
@@ -121,9 +124,39 @@ def build_options(command: Command) -> Command:
     return _BUILD_OPTIONS(wrapped)
 
 
+_OVERLAY_OPTIONS: Final = decorator(
+    click.argument("base", type=FOLDER),
+    click.argument("out", type=click.Path(path_type=Path)),
+    click.option("--deltas", type=FOLDER, metavar="DIR", help="Delta cache to join; without it no deltas are packed."),
+    click.option("--text-tokenizer", metavar="NAME|DIR", help="transformers tokenizer. [default: the base's]"),
+    click.option("--form", "forms", multiple=True, type=click.Choice(FORMS),
+                 help="Repeatable. [default: the base's, else prompt]"),
+    click.option("--joiner", help="Between prompt and answer. [default: the base's, else newline]"),
+    click.option("--texts", type=FOLDER, metavar="DIR", help="Newer text files by dataset. [default: the texts in the base]"),
+    click.option("--missing-delta", type=click.Choice(OVERLAY_MISSING_DELTA), default="error", show_default=True),
+    click.option("--map", "maps", type=pair, multiple=True, metavar="OLD=NEW", help="Rewrite a prefix of delta paths."),
+    click.option("--workers", type=_COUNT, default=1, show_default=True, metavar="N", help="Worker processes."),
+    click.option("--strict", is_flag=True, help="Commit nothing if anything is warned about."),
+    click.option("--overwrite", is_flag=True, help="Replace a finished overlay once the new one is complete."),
+)  # fmt: skip
+
+
+def overlay_options(command: Command) -> Command:
+    """Add the arguments and options of ``overlay``, handed to the command as ``options``."""
+
+    @functools.wraps(command)
+    def wrapped(output: Output, **values: Any) -> int:
+        _refuse_useless(values, ("maps", "missing_delta"))
+        values["forms"] = values["forms"] or None
+        return command(options=OverlayOptions(**values), output=output)
+
+    return _OVERLAY_OPTIONS(wrapped)
+
+
 repair_options: Final = decorator(
     click.argument("out", type=FOLDER),
     click.option("--zoo", type=FOLDER, metavar="DIR", help="The zoo the set was packed from; without it, what parity gives."),
+    click.option("--base", type=FOLDER, metavar="DIR", help="Of an overlay: the set it was made of."),
     click.option("--deltas", type=FOLDER, metavar="DIR", help="The delta cache it was packed with."),
     click.option("--texts", type=FOLDER, metavar="DIR", help="The directory of text files it was packed with."),
     click.option("--text-tokenizer", metavar="NAME|DIR", help="Needed only when tokenizer/ of the set is damaged."),

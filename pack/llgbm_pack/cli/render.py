@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llgbm_pack.cli.check import Checked
     from llgbm_pack.look.bench import BenchReport
     from llgbm_pack.look.stats import StatsReport
+    from llgbm_pack.packing.overlay import OverlayReport
     from llgbm_pack.upkeep.repair import RepairReport
     from llgbm_shards.findings import CheckReport
 
@@ -40,7 +41,7 @@ def render_plan(plan: Plan, *, verbose: bool) -> str:
         f"deltas     {_counts(plan.to_json()['matched_by']) or 'none'}",
         f"splits     {_counts(plan.splits)}",
         f"shards     {len(plan.jobs)}, about {human_bytes(plan.estimated_bytes)} (texts and json estimated)"
-        + (", parity included" if plan.options.parity else ""),
+        + (", parity included" if plan.context.parity else ""),
     ]
     lines += _ignored(plan.ignored, verbose)
     return "\n".join([*lines, *_skips(plan.skipped, verbose), *_notes(plan.notes, verbose)])
@@ -65,6 +66,22 @@ def render_pack(report: PackReport, *, verbose: bool) -> str:
     lines += _ignored(report.ignored, verbose)
     lines += [f"equal      {', '.join(group)}" for group in report.duplicates[: None if verbose else _FEW]]
     lines += _shorten(_skips(report.skipped, verbose), "skipped", verbose)
+    return "\n".join([*lines, *_shorten(_notes(report.notes, verbose), "warnings", verbose)])
+
+
+def render_overlay(report: OverlayReport, *, verbose: bool) -> str:
+    """What ``overlay`` prints at its end."""
+    resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
+    fallbacks = f"; {report.fallbacks} missing answers, prompt used" if report.fallbacks else ""
+    lines = [
+        f"base       {report.base}",
+        f"packed     {report.samples} samples{resumed}: {', '.join(report.members)}",
+        f"deltas     {report.with_delta}, joined by: {_counts(report.matched_by) or 'none'}",
+        f"texts      {_counts(report.text_sources) or 'none'}{fallbacks}",
+        f"shards     {report.shards}, {human_bytes(report.set_bytes)}, in {report.out}",
+        f"time       {report.seconds:.1f} s, {report.packing_seconds:.1f} s of them packing",
+        f"digest     {report.digest or 'not committed: --strict, and something was warned about'}",
+    ]
     return "\n".join([*lines, *_shorten(_notes(report.notes, verbose), "warnings", verbose)])
 
 
@@ -101,7 +118,8 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
     if report.digest:
         lines.append(f"digest {report.digest}")
     if _repairable(report):
-        command = f"llgbm-pack repair {shlex.quote(report.path)} --zoo ZOO"
+        source = "--base BASE" if report.base else "--zoo ZOO"
+        command = f"llgbm-pack repair {shlex.quote(report.path)} {source}"
         lines.append(f"`{command}` puts back what is missing or damaged, to the bit")
     return "\n".join([*lines, *_against(checked, verbose=verbose)])
 
@@ -152,6 +170,7 @@ def render_set(summary: dict[str, Any]) -> str:
     lines = [
         f"set        {summary['path']}",
         f"digest     {summary['digest']}",
+        *([f"base       {summary['base']}"] if summary["base"] else []),
         f"samples    {summary['samples']} ({_counts(summary['splits'])}), {summary['with_delta']} with a delta",
         f"tokens     {tokens['count']} of {tokens['rank']} x {tokens['chunk']} {tokens['dtype']}, {tokens['order']} order, "
         f"{tokens['modules']} modules",

@@ -56,6 +56,7 @@ def export_adapter(path: str, key: str, dest: str | os.PathLike[str]) -> ExportR
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the destination is not empty", where=str(dest), do="Choose another DEST.")
     shard_set = ShardSet(path)
+    shard_set.require_weights()
     sample = shard_set.read_sample(key)
     weights = _weights(sample, shard_set.layout)
     config = peft_config(sample.json)

@@ -23,6 +23,7 @@ def describe_set(path: str) -> dict[str, Any]:
     return {
         "path": path,
         "digest": shard_set.digest,
+        "base": shard_set.record.base,
         "samples": len(shard_set),
         "splits": _count(index, "split"),
         "with_delta": sum(index.column("has_delta").to_pylist()),

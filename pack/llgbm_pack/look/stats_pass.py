@@ -61,6 +61,7 @@ class Pass:
         tasks = shard_set.index(["task"]).column("task").to_pylist()
         if not tasks:
             raise UsageError("the set has no samples", where=str(shard_set.path))
+        shard_set.require_weights()
         names = sorted(set(tasks)) if by_task else []
         self.groups = ["", *(f"task.{name}." for name in names)]
         number = {name: at for at, name in enumerate(names, 1)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +18,7 @@ from llgbm_pack.packing.pool import run_jobs
 from llgbm_pack.packing.report import PackReport, Run, all_skipped, report_of
 from llgbm_pack.packing.unfinished import ShardRecord, begin, finished_record, load_record
 from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.overlay_options import AnyOptions
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.same_reason import grouped
 from llgbm_pack.plan.values import Skip
@@ -59,13 +62,30 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
         UsageError: The request as a whole cannot be done as asked; nothing was written.
         StorageError: The output cannot be written or is locked; finished shards are kept.
     """
+    require(isinstance(options, PackOptions), "options", "PackOptions", options)
     start = time.monotonic()
+    built = run_build(options, functools.partial(make_plan, options), progress)
+    return report_of(built.plan, built.records, built.digest, built.run, time.monotonic() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What came of a build, or of an overlay."""
+
+    plan: Plan
+    records: list[ShardRecord]  # of its shards; none where --strict ended it before the first
+    digest: str  # of the commit record; "" when not committed
+    run: Run
+
+
+def run_build(options: AnyOptions, make: Callable[[Path], Plan], progress: Progress | None) -> Built:
+    """Follow a plan from its making, given where the shards go, to the commit; errors as of :func:`build`."""
     progress = _Silent() if progress is None else progress
     require(isinstance(progress, Progress), "progress", "planned() and advanced()", progress)
     out = _place(options)
-    plan = make_plan(options, out)
+    plan = make(out)
     if options.strict and (plan.skipped or plan.notes):  # Known before hours of packing.
-        return report_of(plan, [], "", Run(), time.monotonic() - start)
+        return Built(plan, [], "", Run())
     with storage_errors(out):
         make_directory(out)
     with builder_lock(out / PACK_DIRECTORY):
@@ -75,10 +95,10 @@ def build(options: PackOptions, *, progress: Progress | None = None) -> PackRepo
         skipped = all_skipped(plan, records)
         digest = ""
         if not (options.strict and (skipped or plan.notes or any(record.notes for record in records))):
-            _refuse_empty(options, records, skipped)
+            _refuse_empty(plan, records, skipped)
             digest = commit_set(plan, records, skipped).digest
             _finish(options, out)
-    return report_of(plan, records, digest, run, time.monotonic() - start)
+    return Built(plan, records, digest, run)
 
 
 def plan_build(options: PackOptions) -> Plan:
@@ -88,12 +108,12 @@ def plan_build(options: PackOptions) -> Plan:
         UsageError: The build would be refused.
         StorageError: The zoo cannot be read, or the output is locked.
     """
+    require(isinstance(options, PackOptions), "options", "PackOptions", options)
     return make_plan(options, _place(options))
 
 
-def _place(options: PackOptions) -> Path:
+def _place(options: AnyOptions) -> Path:
     """Where the shards go; what can be refused now is refused now, for the plan may take long."""
-    require(isinstance(options, PackOptions), "options", "PackOptions", options)
     refuse_foreign(options.out)
     refuse_locked(options.out / PACK_DIRECTORY)
     if options.overwrite:
@@ -108,7 +128,7 @@ def _place(options: PackOptions) -> Path:
     return options.out
 
 
-def _make_ready(options: PackOptions, out: Path) -> None:
+def _make_ready(options: AnyOptions, out: Path) -> None:
     """Look again, now that the lock is held."""
     if not options.overwrite:
         _refuse_finished(out)
@@ -130,7 +150,7 @@ def _finished(out: Path) -> UsageError:
     return UsageError("this set is finished", where=str(out), do=do)
 
 
-def _finish(options: PackOptions, out: Path) -> None:
+def _finish(options: AnyOptions, out: Path) -> None:
     """The set is committed: put it in its place, remove what was kept to resume it. The lock is still held."""
     if options.overwrite:
         swap_in(out, options.out)
@@ -163,11 +183,11 @@ def _pack(plan: Plan, progress: Progress) -> Run:
     return run
 
 
-def _refuse_empty(options: PackOptions, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
+def _refuse_empty(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> None:
     if not any(record.rows for record in records):
         rows = grouped((skip.checkpoint, skip.reason) for skip in skipped)
         raise PlanError(
             f"none of {len(skipped)} checkpoints could be packed",
-            where=str(options.zoo),
+            where=str(plan.context.zoo),
             got="\n  " + "\n  ".join(rows),
         )

@@ -56,6 +56,24 @@ rows = datasets.load_dataset("webdataset", data_files={{"train": "path/to/this/d
 Check it with `llgbm-check path/to/this/directory`. The format is described in FORMAT.md of llgbm-pack.
 """
 
+_OVERLAY_CARD: Final = """\
+---
+{config}---
+# An overlay of a shard set of LoRA checkpoints
+
+{members} of {samples} checkpoints, made by llgbm-pack for the set with the digest {base}. It has no
+weights: those are in that set, which this overlay stands on.
+
+```python
+from llgbm_loader import StreamingLoader
+
+for batch in StreamingLoader("path/to/that/set", overlay="path/to/this/directory", batch_size=8):
+    ...
+```
+
+Check it with `llgbm-check path/to/this/directory`. The format is described in FORMAT.md of llgbm-pack.
+"""
+
 
 def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Skip]) -> CommitRecord:
     """Write what makes a directory of shards a set; the last write of all finishes it.
@@ -65,6 +83,7 @@ def commit_set(plan: Plan, records: Sequence[ShardRecord], skipped: Sequence[Ski
     context = plan.context
     bare = CommitRecord(
         layout=context.layout,
+        base=context.base,
         members=context.members,
         texts=context.conditions.to_json() if context.conditions else {"forms": []},
         delta_width=context.delta_width,
@@ -124,7 +143,8 @@ def _dataset_card(record: CommitRecord) -> str:
     splits = dict.fromkeys(shard.split for shard in record.shards)
     rows = [f"      - split: {split}\n        path: {split}-*.tar\n" for split in splits]
     config = "configs:\n  - config_name: default\n    data_files:\n" + "".join(rows)
-    return _CARD.format(
+    card = _OVERLAY_CARD if record.base else _CARD
+    return card.format(
         config=config,
         samples=sum(shard.samples for shard in record.shards),
         tokens=record.layout.num_tokens,
@@ -133,5 +153,6 @@ def _dataset_card(record: CommitRecord) -> str:
         dtype=record.layout.dtype,
         order=record.layout.token_order,
         members=", ".join(f"`{member}`" for member in record.members),
+        base=record.base,
         first=record.shards[0].name if record.shards else "train-000000.tar",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -29,7 +30,6 @@ def describe(
     layout: Layout,
 ) -> dict[str, Any]:
     """The json member less its own list of members; every sample has the same keys and types."""
-    joined = planned.delta
     return {
         **describe_adapter(adapter, layout),
         "checkpoint": planned.path,
@@ -39,6 +39,15 @@ def describe(
         "text_source": text_source,
         "source_digest": source.digest,
         "exact": adapter.dtype == layout.dtype,
+        "texts": describe_texts(texts),
+        **describe_delta(planned, delta),
+    }
+
+
+def describe_delta(planned: PlannedSample, delta: NDArray[np.float32]) -> dict[str, Any]:
+    """Whether there is a delta, and where it comes from."""
+    joined = planned.delta
+    return {
         "has_delta": joined is not None,
         "delta": {
             "file": joined.file.name if joined else "",
@@ -46,8 +55,12 @@ def describe(
             "matched_by": _recorded_match(planned),
             **{name: getattr(joined, name) if joined else "" for name in _OF_DELTA},
         },
-        "texts": [{"prompt": text.prompt, "answer": text.answer} for text in texts],
     }
+
+
+def describe_texts(texts: Iterable[Text]) -> list[dict[str, str]]:
+    """The texts, in file order."""
+    return [{"prompt": text.prompt, "answer": text.answer} for text in texts]
 
 
 def describe_adapter(adapter: Adapter, layout: Layout) -> dict[str, Any]:

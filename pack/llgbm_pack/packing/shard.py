@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llgbm_pack.packing.checkpoint import Packer
+from llgbm_pack.packing.overlay_sample import OverlayPacker
 from llgbm_pack.packing.unfinished import ShardRecord, record_path
 from llgbm_pack.plan.values import InputFile, Note, PackContext, ShardJob, Skip
 from llgbm_shards.errors import CheckpointError
@@ -16,8 +17,13 @@ from llgbm_shards.parity import ParityRows
 from llgbm_shards.shard_writer import PackedSample, write_shard
 from llgbm_shards.storage import storage_errors
 
-#: Called after each checkpoint with the bytes its weights file had (0 when it was skipped).
+#: Called after each checkpoint with the bytes its source had (0 when it was skipped).
 OnSample = Callable[[int], None]
+
+
+def make_packer(context: PackContext, tokenizer: Any = None) -> Packer | OverlayPacker:
+    """What packs the samples of a set, or of an overlay."""
+    return OverlayPacker(context, tokenizer) if context.base else Packer(context, tokenizer)
 
 
 class ShardPacker:
@@ -25,7 +31,7 @@ class ShardPacker:
 
     def __init__(self, context: PackContext, on_sample: OnSample, tokenizer: Any = None) -> None:
         self._context = context
-        self._packer = Packer(context, tokenizer)
+        self._packer = make_packer(context, tokenizer)
         self._on_sample = on_sample
         self._parity = ParityRows(context.parity) if context.parity else None
 
@@ -36,7 +42,8 @@ class ShardPacker:
         with storage_errors(out / job.name):
             record_path(out, job.name).unlink(missing_ok=True)
         run = _Run(self._packer, job, self._on_sample)
-        expected = len(job.samples) * fixed_sizes(self._context.layout, 0)["pieces"]
+        fixed = fixed_sizes(self._context.layout, self._context.delta_width)
+        expected = len(job.samples) * sum(fixed.get(field, 0) for field in self._context.members)
         shard = write_shard(out / job.name, run.samples(), expected_bytes=expected, parity=self._parity)
         parity = self._parity.save(out / parity_name(job.name)) if shard and self._parity else None
         if shard is None:
@@ -63,7 +70,7 @@ class ShardPacker:
 class _Run:
     """What packing the samples of one shard leaves behind besides their bytes."""
 
-    def __init__(self, packer: Packer, job: ShardJob, on_sample: OnSample) -> None:
+    def __init__(self, packer: Packer | OverlayPacker, job: ShardJob, on_sample: OnSample) -> None:
         self._packer, self._job, self._on_sample = packer, job, on_sample
         self.skipped: list[Skip] = []
         self.notes: list[Note] = []
@@ -87,4 +94,4 @@ class _Run:
             self.fallbacks += packed.fallbacks
             if planned.matched_by:
                 self.matched_by[planned.matched_by] += 1
-            self._on_sample(packed.inputs[0].size)
+            self._on_sample(packed.source_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from llgbm_pack.deltas.cache import DeltaCache
 from llgbm_pack.deltas.join import Match, join_deltas
 from llgbm_pack.deltas.manifest import DeltaEntry, find_manifest
 from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.overlay_options import AnyOptions, OverlayOptions
 from llgbm_pack.plan.survey import Teacher
 from llgbm_pack.plan.values import Note, SetPart, Skip
 from llgbm_shards.errors import PlanError
@@ -36,9 +37,31 @@ def plan_deltas(
     options: PackOptions,
     only: SetPart | None = None,
 ) -> DeltaPlan:
-    """Find and verify the delta of each teacher.
+    """Find and verify the delta of each teacher; arguments and errors as of :func:`join_and_verify`."""
+    wanted = [one.path for one in teachers if only is None or one.path in only.with_delta]
+    claimants = [*(teacher.path for teacher in teachers), *every_path]
+    plan = join_and_verify(wanted, claimants, tasks, options.zoo, options, only)
+    plan.notes += [
+        Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
+        for teacher in teachers
+        if only is None
+        and teacher.path in plan.matches
+        and _is_stale(teacher, plan.matches[teacher.path].entry)
+    ]
+    return plan
 
-    All checkpoints of the zoo (``every_path``), packed or not, claim their own deltas: one that is left out does not
+
+def join_and_verify(
+    wanted: Collection[str],
+    claimants: Iterable[str],
+    tasks: Mapping[str, str],
+    zoo: Path,
+    options: AnyOptions,
+    only: SetPart | None = None,
+) -> DeltaPlan:
+    """Find and verify the delta of each wanted checkpoint.
+
+    All checkpoints of the zoo (``claimants``), packed or not, claim their own deltas: one that is left out does not
     leave its delta to a namesake. For a part of a set (``only``) the set says who has a delta, and the deltas
     are verified as they are packed.
 
@@ -47,12 +70,12 @@ def plan_deltas(
             a delta that contradicts itself or its task, or deltas that were not measured alike; lists all of it.
     """
     plan = DeltaPlan(width=only.delta_width if only else 0)
-    wanted = {one.path for one in teachers if only is None or one.path in only.with_delta}
+    wanted = set(wanted)
     if options.deltas is None or not wanted:
         return plan
     entries = _entries(options.deltas)
-    claimants = list(dict.fromkeys([*(teacher.path for teacher in teachers), *every_path]))
-    joined = join_deltas(claimants, zoo_root=options.zoo, entries=entries, maps=options.maps, tasks=tasks)
+    every = list(dict.fromkeys(claimants))
+    joined = join_deltas(every, zoo_root=zoo, entries=entries, maps=options.maps, tasks=tasks)
     refuse = _refusal(options.deltas)
     settled = settle(joined, wanted, refuse)
     if only:
@@ -64,11 +87,6 @@ def plan_deltas(
     plan.skipped += _skipped_without(settled.missing, options)
     refuse_mixed(settled.matches, refuse)
     _take_sound(plan, settled.matches, entries, refuse)
-    plan.notes += [
-        Note(checkpoint=teacher.path, what="stale delta: the checkpoint is newer than its delta")
-        for teacher in teachers
-        if teacher.path in plan.matches and _is_stale(teacher, plan.matches[teacher.path].entry)
-    ]
     return plan
 
 
@@ -93,14 +111,15 @@ def _entries(directory: Path) -> tuple[DeltaEntry, ...]:
     return DeltaCache(directory).entries()
 
 
-def _skipped_without(missing: Sequence[str], options: PackOptions) -> list[Skip]:
+def _skipped_without(missing: Sequence[str], options: AnyOptions) -> list[Skip]:
     """What ``--missing-delta`` says of checkpoints without a delta."""
     if missing and options.missing_delta == "error":
+        skip = "" if isinstance(options, OverlayOptions) else "skip (leave these out) or "
         raise PlanError(
             f"{len(missing)} checkpoints have no delta",
             where=str(options.deltas),
             got="\n  " + "\n  ".join(missing),
-            do="\nCompute them, or say --missing-delta skip (leave these out) or zeros (pack zeros, has_delta false).",
+            do=f"\nCompute them, or say --missing-delta {skip}zeros (pack zeros, has_delta false).",
         )
     left_out = missing if options.missing_delta == "skip" else ()
     return [Skip(path, "no delta (--missing-delta skip)", fault=False) for path in left_out]

@@ -76,13 +76,13 @@ def last_component(path: Path | str | None) -> str:
     return Path(told).name.encode(errors="backslashreplace").decode()
 
 
-def refuse_overlap(zoo: Path, out: Path) -> None:
+def refuse_overlap(zoo: Path, out: Path, what: str = "zoo") -> None:
     """A set inside the zoo would be walked as part of it; a zoo inside the set would be swapped away."""
     inside, outside = Path(os.path.realpath(out)), Path(os.path.realpath(zoo))
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise UsageError(
-            "zoo and output overlap",
+            f"{what} and output overlap",
             where=str(out),
-            expected="a directory outside the zoo",
+            expected=f"a directory outside the {what}",
             do="Choose another OUT.",
         )

@@ -13,6 +13,7 @@ from llgbm_pack.plan.consensus import choose_layout, keep_fitting
 from llgbm_pack.plan.deltas import plan_deltas
 from llgbm_pack.plan.estimate import estimate_bytes
 from llgbm_pack.plan.options import PackOptions
+from llgbm_pack.plan.overlay_options import AnyOptions
 from llgbm_pack.plan.samples import join_samples
 from llgbm_pack.plan.survey import nothing_to_pack, survey
 from llgbm_pack.plan.values import Note, PackContext, PlannedSample, SetPart, ShardJob, Skip
@@ -31,7 +32,7 @@ T = TypeVar("T")
 class Plan:
     """What a build will do."""
 
-    options: PackOptions  # the options it was made from
+    options: AnyOptions  # the options it was made from
     context: PackContext  # what all shards share
     jobs: tuple[ShardJob, ...]
     found: int  # checkpoints found in the zoo
@@ -125,12 +126,12 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
     deltas = plan_deltas(fitting, _claimants(whole, options, only), tasks, options, only)
     without = {skip.checkpoint for skip in deltas.skipped}
     teachers = left([teacher for teacher in fitting if teacher.path not in without], deltas.skipped)
-    tokenizer, conditions, notes = _conditions(options, only)
+    tokenizer, conditions, notes = plan_conditions(options, only)
     samples, sizes, faults = join_samples(teachers, deltas, tasks, options)
     samples = left(samples, faults)
     context = _context(options, out or options.out, layout, conditions, deltas.width)
     shards = only.shards if only else _assigned(samples, layout, options)
-    jobs = _jobs(shards, samples, context)
+    jobs = make_jobs(shards, samples, context)
     return Plan(
         options=options,
         context=context,
@@ -142,7 +143,7 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
         notes=(*notes, *deltas.notes, *_empty_splits(jobs, options)),
         text_sources=dict(sorted(Counter(size.source for size in sizes).items())),
         estimated_bytes=estimate_bytes(context, sizes, len(jobs)),
-        fingerprint=_fingerprint(options, jobs),
+        fingerprint=fingerprint(options, jobs),
         tokenizer=tokenizer,
     )
 
@@ -161,12 +162,14 @@ def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) ->
     return [*known, *(one.path for one in whole.checkpoints), *(bad.path for bad in whole.rejected)]
 
 
-def _conditions(options: PackOptions, only: SetPart | None) -> tuple[Any, ConditionSpec | None, list[Note]]:
+def plan_conditions(
+    options: AnyOptions, only: SetPart | None
+) -> tuple[Any, ConditionSpec | None, list[Note]]:
     """The text tokenizer, how texts are tokenized, and warnings; the plan of a part needs no tokenizer."""
     if only or options.text_tokenizer is None:
         return None, only.conditions if only else None, []
     tokenizer = load_tokenizer(options.text_tokenizer)
-    spec, warning = describe(tokenizer, forms=options.forms, joiner=options.joiner)
+    spec, warning = describe(tokenizer, forms=options.forms or (), joiner=options.joiner or "")
     return tokenizer, spec, [Note(checkpoint="", what=warning)] if warning else []
 
 
@@ -201,9 +204,10 @@ def _assigned(samples: Sequence[PlannedSample], layout: Layout, options: PackOpt
     )
 
 
-def _jobs(
+def make_jobs(
     shards: Sequence[Assignment], samples: Sequence[PlannedSample], context: PackContext
 ) -> tuple[ShardJob, ...]:
+    """A job for each shard, with its samples in their order."""
     by_path = {sample.path: sample for sample in samples}
     digest = context.digest()
     return tuple(
@@ -227,7 +231,8 @@ def _empty_splits(jobs: Sequence[ShardJob], options: PackOptions) -> list[Note]:
     return [Note(checkpoint="", what=f"no checkpoint falls into the split {split}: {why}") for split in empty]
 
 
-def _fingerprint(options: PackOptions, jobs: Sequence[ShardJob]) -> str:
+def fingerprint(options: AnyOptions, jobs: Sequence[ShardJob]) -> str:
+    """Digest of options, paths, shards and what shapes them: with another one a build is not gone on with."""
     shards = {job.name: [sample.path for sample in job.samples] for job in jobs}
     maps = [list(pair) for pair in options.maps]
     paths = sorted(path for paths in shards.values() for path in paths)

@@ -27,7 +27,7 @@ class PlannedSample:
     key: str  # key of its members
     task: str  # its resolved task
     base_model: str  # as its config names it, "" when unknown
-    weights: Path  # the safetensors file
+    weights: Path  # the safetensors file; of an overlay the shard of its base that holds it
     config: Path | None  # adapter_config.json, or None
     zoo_task: str  # the task the zoo's own manifest names, which text files may be called after; or ""
     delta: DeltaEntry | None  # its entry in the delta cache, None when it has none (or the set has none)
@@ -70,7 +70,8 @@ class PackContext:
     seed: int  # seeds the choice of texts
     conditions: ConditionSpec | None  # how texts are tokenized; None packs no text ids
     delta_width: int  # hidden width of the deltas, 0 when the set has none
-    parity: int  # groups of samples that a shard's parity has; 0 makes none
+    parity: int = 0  # groups of samples that a shard's parity has; 0 makes none
+    base: str = ""  # of an overlay: digest of its base, which lies where ``zoo`` says
 
     def digest(self) -> str:
         """Digest of what shapes the bytes of every shard; where zoo and output lie does not."""

@@ -15,7 +15,15 @@ from llgbm_pack.sources.text_files import MAX_TEXT_BYTES, Text, TextFile, read_t
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.storage import read_errors
 
-__all__ = ["DEFAULT_MAX_TEXTS", "CheckpointTexts", "Text", "choose_texts", "read_texts"]
+__all__ = [
+    "DEFAULT_MAX_TEXTS",
+    "CheckpointTexts",
+    "Text",
+    "choose_texts",
+    "dataset_file",
+    "read_shared",
+    "read_texts",
+]
 
 #: Texts kept of a checkpoint unless more or fewer are asked for.
 DEFAULT_MAX_TEXTS: Final = 1024
@@ -67,13 +75,13 @@ def read_texts(
             regular file, or a link out of the zoo.
     """
     prompts = _own_prompts(checkpoint_dir, path)
-    dataset = _dataset_file(texts_dir, path, task)
+    dataset = dataset_file(texts_dir, path, task)
     if prompts is not None:
         file, source, content = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
     elif probes_file is not None:
-        file, source, content = probes_file, "probes", _read_shared(probes_file, max_bytes)
+        file, source, content = probes_file, "probes", read_shared(probes_file, max_bytes)
     elif dataset is not None:
-        file, source, content = dataset, "texts-dir", _read_shared(dataset, max_bytes)
+        file, source, content = dataset, "texts-dir", read_shared(dataset, max_bytes)
     else:
         texts = (Text(_own_name(checkpoint_dir, path), ""),)
         return CheckpointTexts(texts=texts, task="", source="name", files=())
@@ -141,7 +149,8 @@ def _zoo_of(directory: Path, path: str) -> Path:
     return Path(*root) if root + below == directory.parts else directory
 
 
-def _dataset_file(texts_dir: Path | None, path: str, task: str) -> Path | None:
+def dataset_file(texts_dir: Path | None, path: str, task: str) -> Path | None:
+    """The file of a checkpoint's dataset, ``{dataset}.json`` or ``{dataset}_train.json``; None without one."""
     if texts_dir is None:
         return None
     parts = PurePosixPath(path).parts
@@ -152,7 +161,7 @@ def _dataset_file(texts_dir: Path | None, path: str, task: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def _read_shared(file: Path, max_bytes: int) -> TextFile:
+def read_shared(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> TextFile:
     """Read a file that many checkpoints share; parsed again only when it changed."""
     with read_errors(CheckpointError, file.name, "texts cannot be read"):
         stat = file.stat()

@@ -183,13 +183,13 @@ class _Repair:
         return ShardRestorer(self._options, record, damaged, rows, skipped)
 
     def _shard(self, entry: ShardEntry, by_parity: ParityRestorer | None, by_zoo: ShardRestorer) -> None:
-        """Put one shard back by parity, and what that does not give by the zoo."""
-        if by_parity is not None and (by_parity.groups or self._options.zoo is None):
+        """Put one shard back by parity, and what that does not give by what the set was packed from."""
+        if by_parity is not None and (by_parity.groups or self._options.source is None):
             self._say(f"putting {entry.name} back by parity")
             try:
                 by_parity.restore(entry)
             except (RepairError, StorageError):
-                if self._options.zoo is None:
+                if self._options.source is None:
                     raise
             else:
                 return

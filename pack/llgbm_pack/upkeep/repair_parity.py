@@ -27,7 +27,6 @@ from llgbm_shards.storage import new_file, open_file, opened_file, read_range, s
 
 #: So many keys are named in one message; `check` lists all.
 _NAMED: Final = 20
-_ASK_FOR_ZOO: Final = "Give the zoo it was packed from: --zoo DIR."
 
 
 class ParityRestorer:
@@ -65,7 +64,8 @@ class ParityRestorer:
         why = "beyond what parity gives" if self.groups else "and the set has no parity"
         what = f"{len(gone)} of {entry.samples} samples are lost {why}: {_named(gone)}"
         what += f"; {len(back)} were put back: {_named(back)}" if back else ""
-        return RepairError(what, where=entry.name, do=_ASK_FOR_ZOO)
+        source = "its base: --base DIR" if self._set.record.base else "the zoo it was packed from: --zoo DIR"
+        return RepairError(what, where=entry.name, do=f"Give {source}.")
 
     def restore_parity(self, file: FileEntry, shard: str) -> None:
         """Make a parity file anew from its shard, which is sound.

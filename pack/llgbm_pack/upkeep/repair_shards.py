@@ -7,17 +7,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from llgbm_pack.packing.checkpoint import Packer
+from llgbm_pack.packing.overlay_sample import OverlayPacker
+from llgbm_pack.packing.shard import make_packer
 from llgbm_pack.plan.assignment import Assignment
 from llgbm_pack.plan.option_values import pairs_option, path_option, tokenizer_option
-from llgbm_pack.plan.options import PackOptions, recorded_options
+from llgbm_pack.plan.options import recorded_options
+from llgbm_pack.plan.overlay import plan_overlay
+from llgbm_pack.plan.overlay_options import recorded_overlay
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.values import PlannedSample, SetPart
-from llgbm_shards.errors import CheckpointError, RepairError, UsageError
+from llgbm_shards.directory import Directory
+from llgbm_shards.errors import CheckpointError, PlanError, RepairError, UsageError
 from llgbm_shards.names import TOKENIZER_DIRECTORY
-from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest
+from llgbm_shards.record import CommitRecord, ShardEntry, checked_digest, read_record
 from llgbm_shards.shard_writer import PackedSample, WrittenShard, write_shard
 from llgbm_shards.texts import ConditionSpec
 
@@ -41,16 +46,21 @@ class RepairOptions:
     zoo: Path | None = (
         None  # the zoo it was packed from; it may lie elsewhere now. None: only what the set itself gives
     )
+    base: Path | None = None  # of an overlay: the set it was made of
     deltas: Path | None = None  # the delta cache it was packed with
     texts: Path | None = None  # the directory of text files it was packed with
     text_tokenizer: str | None = None  # its text tokenizer; needed only when the set's own copy is damaged
     maps: tuple[tuple[str, str], ...] = ()  # its prefix rewrites: a set records no absolute paths
     expect_digest: str | None = None  # the digest that ``shardset.json`` must have; proves a lost one
 
+    @property
+    def source(self) -> Path | None:
+        """What the set was packed from, where it was given."""
+        return self.zoo or self.base
+
     def __post_init__(self) -> None:
-        for name in ("out", "zoo", "deltas", "texts"):
-            optional = name != "out"
-            object.__setattr__(self, name, path_option(name, getattr(self, name), optional=optional))
+        for name in ("out", "zoo", "base", "deltas", "texts"):
+            object.__setattr__(self, name, path_option(name, getattr(self, name), optional=name != "out"))
         object.__setattr__(self, "text_tokenizer", tokenizer_option(self.text_tokenizer))
         object.__setattr__(self, "maps", pairs_option(self.maps))
         if self.expect_digest is not None:
@@ -113,7 +123,7 @@ class ShardRestorer:
         for planned, row in samples:
             try:
                 packed = self._packer.pack(planned)
-            except CheckpointError as error:
+            except (CheckpointError, PlanError) as error:  # PlanError: of an overlay, which skips none
                 if row is None:
                     continue  # Planned, but perhaps skipped by the build as well: the digest will tell.
                 raise _changed(shard, f"{planned.path}: {error}") from error
@@ -150,14 +160,14 @@ class ShardRestorer:
         return rows
 
     @functools.cached_property
-    def _packer(self) -> Packer:
+    def _packer(self) -> Packer | OverlayPacker:
         plan = self.plan if self._rows is None else self._part
-        return Packer(plan.context, plan.tokenizer)
+        return make_packer(plan.context, plan.tokenizer)
 
     @functools.cached_property
     def plan(self) -> Plan:
         """What a build of the zoo as it is now would do; a UsageError when that would be refused."""
-        return make_plan(_pack_options(self._options, self._record))
+        return _plan(self._options, self._record)
 
     @functools.cached_property
     def _part(self) -> Plan:
@@ -179,13 +189,34 @@ class ShardRestorer:
             known=(*(row["checkpoint"] for row in rows), *(self._skipped or ())),
             knows_skipped=self._skipped is not None,
         )
-        return make_plan(_pack_options(self._options, record), only=part)
+        return _plan(self._options, record, only=part)
 
 
-def _pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
-    """The options of the build that made the set, with the paths given now, all that it was packed with."""
-    if options.zoo is None:
-        raise RepairError("only the zoo it was packed from gives it back", do="Give it: --zoo DIR.")
+def _plan(options: RepairOptions, record: CommitRecord, *, only: SetPart | None = None) -> Plan:
+    """The plan of the build, or of the overlay, that made the set; of all of it or some shards."""
+    _refuse_missing(options, record)
+    tokenizer = str(options.out / TOKENIZER_DIRECTORY) if record.texts["forms"] else None
+    given = {name: getattr(options, name) for name in ("out", "deltas", "texts", "maps")}
+    given["text_tokenizer"] = tokenizer
+    if record.base:
+        return plan_overlay(recorded_overlay(record.options, base=options.base, **given), only=only)
+    return make_plan(recorded_options(record.options, zoo=options.zoo, **given), only=only)
+
+
+def _refuse_missing(options: RepairOptions, record: CommitRecord) -> None:
+    """All that the set was packed from has to be given."""
+    name, where = (
+        ("base", "the set it is an overlay of") if record.base else ("zoo", "the zoo it was packed from")
+    )
+    if getattr(options, name) is None:
+        raise RepairError(f"only {where} gives it back", do=f"Give it: --{name} DIR.")
+    if record.base and (actual := read_record(Directory(cast(Path, options.base))).digest) != record.base:
+        raise UsageError(
+            "not the set that it is an overlay of",
+            where=str(options.base),
+            expected=f"digest {record.base}",
+            got=actual,
+        )
     for name, given in (("deltas", options.deltas), ("texts", options.texts)):
         if record.options.get(name) and given is None:
             raise UsageError(
@@ -193,15 +224,6 @@ def _pack_options(options: RepairOptions, record: CommitRecord) -> PackOptions:
                 expected=f"--{name} DIR",
                 got=f"none; it was {record.options[name]}",
             )
-    return recorded_options(
-        record.options,
-        zoo=options.zoo,
-        out=options.out,
-        deltas=options.deltas,
-        texts=options.texts,
-        text_tokenizer=str(options.out / TOKENIZER_DIRECTORY) if record.texts["forms"] else None,
-        maps=options.maps,
-    )
 
 
 def _differences(sample: PackedSample, row: Row) -> str:

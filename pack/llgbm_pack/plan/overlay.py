@@ -1,0 +1,205 @@
+"""The plan of an overlay: the samples of a finished set again, with other deltas or texts. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llgbm_pack.plan.assignment import Assignment
+from llgbm_pack.plan.deltas import DeltaPlan, join_and_verify
+from llgbm_pack.plan.overlay_options import OverlayOptions
+from llgbm_pack.plan.plan import Plan, fingerprint, make_jobs, plan_conditions
+from llgbm_pack.plan.same_reason import grouped
+from llgbm_pack.plan.values import PackContext, PlannedSample, SetPart
+from llgbm_pack.sources.text_files import read_text_file
+from llgbm_pack.sources.texts import dataset_file
+from llgbm_shards import ustar
+from llgbm_shards.errors import CheckpointError, PlanError, UsageError
+from llgbm_shards.members import SUFFIX
+from llgbm_shards.names import SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.record import read_listed
+from llgbm_shards.shardset import ShardSet
+from llgbm_shards.skipped import skipped_checkpoints
+
+#: Bytes of a shard, about: many samples of a few KiB each.
+_SHARD_BYTES: Final = 64 << 20
+_COLUMNS: Final = ("key", "split", "shard", "checkpoint", "task", "base_model")
+
+
+def plan_overlay(options: OverlayOptions, out: Path | None = None, *, only: SetPart | None = None) -> Plan:
+    """Read the base's index, join and verify the deltas, find the texts; decide everything but the bytes.
+
+    Args:
+        options: What is asked for.
+        out: Directory the shards go to; ``options.out`` unless it is being replaced.
+        only: Shards of a finished overlay, to plan these and no others.
+
+    Raises:
+        UsageError: The base is an overlay itself; or texts or deltas do not allow what is asked for: lists all of it.
+        DamageError: The base is unfinished or damaged.
+        StorageError: Something cannot be read.
+    """
+    base = _open(options)
+    options = options.settled(base.record)
+    table = base.index([*_COLUMNS, "json.size"])
+    rows = [
+        dict(zip(_COLUMNS, row, strict=True))
+        for row in zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True)
+    ]
+    if only:
+        rows = [row for row in rows if row["checkpoint"] in only.paths]
+    deltas = _deltas(options, base, table, only)
+    tokenizer, conditions, notes = plan_conditions(options, only)
+    files = _text_files(options.texts, rows)
+    samples = [_sample(row, base, deltas, files) for row in rows]
+    without = {skip.checkpoint for skip in deltas.skipped}
+    context = _context(options, base, out or options.out, conditions, deltas.width)
+    shards = only.shards if only else _assigned(table, context)
+    jobs = make_jobs(shards, [sample for sample in samples if sample.path not in without], context)
+    sources = Counter("texts-dir" if sample.text_files else "base" for sample in samples if conditions)
+    return Plan(
+        options=options,
+        context=context,
+        jobs=jobs,
+        found=len(rows),
+        excluded=0,
+        ignored=(),
+        skipped=tuple(deltas.skipped),
+        notes=(*notes, *deltas.notes),
+        text_sources=dict(sorted(sources.items())),
+        estimated_bytes=len(rows) * _sample_bytes(table, context),
+        fingerprint=fingerprint(options, jobs),
+        tokenizer=tokenizer,
+    )
+
+
+def _open(options: OverlayOptions) -> ShardSet:
+    base = ShardSet(options.base)
+    if base.record.base:
+        do = "Name the set that it was made of: one overlay may have both deltas and texts."
+        raise UsageError(
+            "BASE is an overlay itself", where=str(options.base), expected="a set with weights", do=do
+        )
+    if options.with_texts and options.text_tokenizer is None:
+        for entry in base.record.files:
+            if entry.name.startswith(f"{TOKENIZER_DIRECTORY}/"):
+                read_listed(base.directory, entry)  # proves it
+    return base
+
+
+def _deltas(options: OverlayOptions, base: ShardSet, table: pa.Table, only: SetPart | None) -> DeltaPlan:
+    """Join by the paths that the base knows: packed checkpoints and skipped ones claim their own deltas.
+
+    Where the zoo lies is not known, so its place is one that there is not, of the zoo's name.
+    """
+    packed: list[str] = table.column("checkpoint").to_pylist()
+    skipped = skipped_checkpoints(read_listed(base.directory, base.record.file(SKIPPED_NAME)))
+    tasks = {
+        path: task
+        for path, task in zip(packed, table.column("task").to_pylist(), strict=True)
+        # Of a path of one component it may be what its prompts.json says, often the adapter's name.
+        if len(PurePosixPath(path).parts) > 1
+    }
+    zoo = Path("/", base.digest, str(base.record.options.get("zoo") or "zoo"))
+    wanted = packed if only is None else [path for path in packed if path in only.with_delta & only.paths]
+    plan = join_and_verify(wanted, [*packed, *skipped], tasks, zoo, options, only)
+    faults = [skip for skip in plan.skipped if skip.fault]
+    if faults and only is None:
+        raise PlanError(
+            f"{len(faults)} deltas cannot be used, and an overlay has every sample of its base",
+            where=str(options.deltas),
+            got="\n  " + "\n  ".join(grouped((skip.checkpoint, skip.reason) for skip in faults)),
+            do="\nMeasure them again; or take them out of the cache and say --missing-delta zeros.",
+        )
+    return plan
+
+
+def _text_files(texts: Path | None, rows: Sequence[Mapping[str, str]]) -> dict[str, Path]:
+    """The file of newer texts of each checkpoint that has one; each file is read once, to refuse it now."""
+    if texts is None:
+        return {}
+    by_dataset: dict[tuple[str, str], Path | None] = {}
+    files = {}
+    for row in rows:
+        place = row["task"], row["checkpoint"].partition("/")[0]
+        if place not in by_dataset:
+            by_dataset[place] = dataset_file(texts, row["checkpoint"], row["task"])
+        if file := by_dataset[place]:
+            files[row["checkpoint"]] = file
+    faults = []
+    for file in sorted(set(files.values())):
+        try:
+            read_text_file(file)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults or not files:
+        got = "\n  " + "\n  ".join(faults) if faults else "no file of any dataset of the base"
+        raise PlanError("texts cannot be used", where=str(texts), expected="DATASET.json of texts", got=got)
+    return files
+
+
+def _sample(
+    row: Mapping[str, str], base: ShardSet, deltas: DeltaPlan, files: Mapping[str, Path]
+) -> PlannedSample:
+    path = row["checkpoint"]
+    match, file = deltas.matches.get(path), files.get(path)
+    return PlannedSample(
+        path=path,
+        key=row["key"],
+        task=row["task"],
+        base_model=row["base_model"],
+        weights=base.path / row["shard"],
+        config=None,
+        zoo_task="",
+        text_files=() if file is None else (file,),
+        delta=match.entry if match else None,
+        matched_by=match.matched_by if match else "",
+    )
+
+
+def _context(
+    options: OverlayOptions, base: ShardSet, out: Path, conditions: Any, delta_width: int
+) -> PackContext:
+    has = {"texts": conditions is not None, "delta": delta_width > 0, "json": True}
+    recorded = base.record.options
+    return PackContext(
+        zoo=options.base,
+        out=out,
+        layout=base.layout,
+        members=tuple(field for field in SUFFIX if has.get(field)),
+        cast=False,
+        alpha=None,
+        texts=options.texts,
+        max_texts=recorded.get("max_texts") or None,
+        seed=recorded.get("seed", 0),
+        conditions=conditions,
+        delta_width=delta_width,
+        base=base.digest,
+    )
+
+
+def _sample_bytes(table: pa.Table, context: PackContext) -> int:
+    """Bytes of a sample, about; ids of texts take no more than the texts in the json."""
+    json = int(pc.mean(table.column("json.size")).as_py() or 0)
+    parts = 2 if "texts" in context.members else 1
+    return json * parts + 4 * context.delta_width + 2 * ustar.BLOCK * len(context.members)
+
+
+def _assigned(table: pa.Table, context: PackContext) -> list[Assignment]:
+    """The base's samples in its order and its splits, many to a shard."""
+    per_shard = max(1, _SHARD_BYTES // _sample_bytes(table, context))
+    by_split: dict[str, list[str]] = {}
+    for path, split in zip(
+        table.column("checkpoint").to_pylist(), table.column("split").to_pylist(), strict=True
+    ):
+        by_split.setdefault(split, []).append(path)
+    return [
+        Assignment(f"{split}-{number:06d}.tar", split, tuple(paths[start : start + per_shard]))
+        for split, paths in by_split.items()
+        for number, start in enumerate(range(0, len(paths), per_shard))
+    ]
