@@ -150,8 +150,10 @@ def inspect_command(out: str, key: str | None, output: Output) -> int:
 @export_options
 @output_options
 def export_command(output: Output, **options: Any) -> int:
-    """Write the checkpoints KEY of the set in OUT to DEST again, byte for byte: one as a directory that PEFT loads,
-    several (or --all) as the tree of the zoo."""
+    """Write checkpoints of the set in OUT to DEST again, byte for byte.
+
+    One KEY gives a directory that PEFT loads, several KEYs or --all the tree of the zoo. Run again, it goes on where it stopped.
+    """
     report = run_export(output=output, **options)
     _emit(output, report.to_json(), lambda: render_export(report))
     return 0

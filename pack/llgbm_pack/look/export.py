@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from llgbm_pack.look.export_plan import (
     read_small,
     texts_json,
 )
-from llgbm_pack.look.peft_config import peft_config
+from llgbm_pack.look.peft_config import generated_config
 from llgbm_pack.look.restore import blank_of
 from llgbm_pack.sources.tasks import MANIFEST_NAME
 from llgbm_shards.arguments import local_path
@@ -36,7 +35,7 @@ from llgbm_shards.errors import DamageError, UsageError
 from llgbm_shards.members import SUFFIX, decode_pieces
 from llgbm_shards.out_directory import refuse_in_set
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.storage import read_into, storage_errors
+from llgbm_shards.storage import Buffer, read_into, storage_errors
 
 #: One thread makes a file while another waits for the disk.
 THREADS: Final = 2
@@ -64,7 +63,7 @@ class ExportReport:
 
 def delta_directory(dest: Path) -> Path:
     """Where the deltas of an export go: beside its destination, with ``.deltas`` at the end of the name."""
-    whole = Path(os.path.abspath(dest))
+    whole = dest.resolve() if dest.name in ("", "..") else dest.absolute()
     return whole.with_name(f"{whole.name}.deltas")
 
 
@@ -166,7 +165,9 @@ class _Work:
             texts_apart=self._plan.apart,
         )
 
-    def _export(self, item: Item, single: bool, place: Destination, deltas: Destination | None = None) -> None:
+    def _export(
+        self, item: Item, single: bool, place: Destination, deltas: Destination | None = None
+    ) -> None:
         """Write all files of one checkpoint; the delta last, for one older than its weights is called stale."""
         info, head, config = read_small(self._opened, item.number)
         place.enter(item.path(item.weights))
@@ -174,7 +175,7 @@ class _Work:
         if not (item.digest and place.stands(weights, item.size, item.digest)):
             self._write_weights(item, info, head, place)
         if item.config_file and not config:
-            config = _generated(info) if single else b""
+            config = generated_config(info) if single else b""
         if item.config_file and config:
             place.put(item.path(item.config_file), [config])
         if item.texts_file:
@@ -192,7 +193,7 @@ class _Work:
         blank.fill(self._pieces(item), data)
         digest = blake3(blank.head)
         digest.update(data.data)
-        parts = [blank.head, data.data]
+        parts: list[Buffer] = [blank.head, memoryview(data)]
         if not item.digest:
             place.put(item.path(item.weights), parts)
         elif digest.hexdigest() == item.digest:
@@ -229,7 +230,3 @@ class _Work:
             held = np.empty(size, np.uint8)
             setattr(self._buffers, name, held)
         return held[:size]
-
-
-def _generated(info: dict[str, Any]) -> bytes:
-    return (json.dumps(peft_config(info), indent=2, sort_keys=True) + "\n").encode()

@@ -144,12 +144,14 @@ def destination(root: Path, note: bytes, paths: Collection[str]) -> Iterator[Des
     """
     own = root / EXPORT_DIRECTORY
     with storage_errors(root):
-        there = _listed(root, paths)
-    if there and not own.is_dir():
-        yield Destination(root, finished=True)
+        if not own.is_dir() and _listed(root, paths):
+            finished = Destination(root, finished=True)
+        else:
+            finished = None
+            make_directory(own)
+    if finished:
+        yield finished
         return
-    with storage_errors(root):
-        make_directory(own)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(builder_lock(own))
@@ -157,7 +159,7 @@ def destination(root: Path, note: bytes, paths: Collection[str]) -> Iterator[Des
             do = f"Wait for it to end; if that host is gone for good, delete {own}/lock."
             raise error.as_(LockedError, "another process exports to it", do=do) from error
         with storage_errors(root):
-            place = _begun(root, note, _listed(root, paths))
+            place = _begun(root, note, paths)
             yield place
             (own / _NOTE).unlink(missing_ok=True)
             fsync_directory(own)
@@ -165,18 +167,18 @@ def destination(root: Path, note: bytes, paths: Collection[str]) -> Iterator[Des
             fsync_directory(root)
 
 
-def _begun(root: Path, note: bytes, there: list[Path]) -> Destination:
+def _begun(root: Path, note: bytes, paths: Collection[str]) -> Destination:
     """The directory, with the note in it; leftovers of a killed export removed. The caller holds the lock."""
     path = root / EXPORT_DIRECTORY / _NOTE
     noted = path.exists()
-    if not noted and there:  # An export died in its last step.
-        return Destination(root, finished=True)
     if noted and read_file(path, max_bytes=_MAX_NOTE_BYTES) != note:
         raise UsageError(
             "an unfinished export of something else is here",
             where=str(root),
             do="Run the command it was begun with, or choose another DEST.",
         )
+    if _listed(root, paths) and not noted:  # An export died in its last step.
+        return Destination(root, finished=True)
     for leftover in root.rglob(f"{TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
     if not noted:

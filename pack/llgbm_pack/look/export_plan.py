@@ -76,9 +76,7 @@ def plan_tree(opened: ShardSet, numbers: Iterable[int]) -> ExportPlan:
     manifest = _manifest(items, plan.written)
     names = [item.path(name) for item in items for name in (item.config_file, item.texts_file) if name]
     paths = taken.union(names, [MANIFEST_NAME] if manifest else [])
-    return ExportPlan(
-        items=tuple(items), manifest=manifest, apart=tuple(plan.apart), paths=frozenset(paths)
-    )
+    return ExportPlan(items=tuple(items), manifest=manifest, apart=tuple(plan.apart), paths=frozenset(paths))
 
 
 def plan_single(opened: ShardSet, number: int) -> ExportPlan:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
+
+
+def generated_config(info: dict[str, Any]) -> bytes:
+    """The bytes of the file."""
+    return (json.dumps(peft_config(info), indent=2, sort_keys=True) + "\n").encode()
 
 
 def peft_config(info: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,15 @@ from llgbm_pack.sources.text_files import MAX_TEXT_BYTES, Text, TextFile, read_t
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.storage import read_errors
 
-__all__ = ["DEFAULT_MAX_TEXTS", "PROMPTS", "CheckpointTexts", "Text", "choose_texts", "read_texts", "unwrapped"]
+__all__ = [
+    "DEFAULT_MAX_TEXTS",
+    "PROMPTS",
+    "CheckpointTexts",
+    "Text",
+    "choose_texts",
+    "read_texts",
+    "unwrapped",
+]
 
 #: Texts kept of a checkpoint unless more or fewer are asked for.
 DEFAULT_MAX_TEXTS: Final = 1024
