@@ -193,7 +193,7 @@ class _Work:
         blank.fill(self._pieces(item), data)
         digest = blake3(blank.head)
         digest.update(data.data)
-        parts: list[Buffer] = [blank.head, memoryview(data)]
+        parts: list[Buffer] = [blank.head, data.data]
         if not item.digest:
             place.put(item.path(item.weights), parts)
         elif digest.hexdigest() == item.digest:

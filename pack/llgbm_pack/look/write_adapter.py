@@ -93,7 +93,7 @@ def _values(tokens: Tensor, blank: Blank, sample: Sample, layout: Layout) -> mem
                 got = f"{lost} of {matrix.numel()} values are not finite"
                 raise UsageError("no adapter", where=f"tokens of {place.module.name}", got=got)
             target[...] = _bits(matrix)
-    return memoryview(data)
+    return data.data
 
 
 def _refuse_empty_frames(tokens: Tensor, blank: Blank) -> None:
