@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llgbm_pack.deltas.cache import DeltaCache
+    from llgbm_pack.look.write_adapter import write_adapter
     from llgbm_pack.packing.build import build
     from llgbm_pack.packing.report import PackReport
     from llgbm_pack.plan.options import PackOptions
     from llgbm_pack.tokenize.lora_tokenizer import LoraTokenizer2D
 
-__all__ = ["DeltaCache", "LoraTokenizer2D", "PackOptions", "PackReport", "build"]
+__all__ = ["DeltaCache", "LoraTokenizer2D", "PackOptions", "PackReport", "build", "write_adapter"]
 
 _HOMES = {
     "DeltaCache": "deltas.cache",
@@ -20,6 +21,7 @@ _HOMES = {
     "PackOptions": "plan.options",
     "PackReport": "packing.report",
     "build": "packing.build",
+    "write_adapter": "look.write_adapter",
 }
 
 

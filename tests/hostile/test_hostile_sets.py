@@ -149,7 +149,7 @@ def test_what_reads_a_set_ends_as_soon_as_a_check(server, sound, victim, tmp_pat
     for args in (
         ["check", "--level", "quick", str(victim)],
         ["inspect", str(victim), key],
-        ["export", str(victim), key, str(tmp_path / "exported")],
+        ["export", str(victim), str(tmp_path / "exported"), key],
         ["stats", str(victim), "-o", str(tmp_path / "statistics")],
     ):
         ended = server.call("hostile.target:command", args, memory=FOR_READING, timeout_s=2 * TIME_S)

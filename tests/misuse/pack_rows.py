@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llgbm_pack import DeltaCache, LoraTokenizer2D, PackOptions, build
+from llgbm_pack import DeltaCache, LoraTokenizer2D, PackOptions, build, write_adapter
 from llgbm_pack.packing.overlay import overlay
 from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_pack.upkeep.repair_shards import RepairOptions
@@ -49,6 +49,12 @@ def _back(world: World, **wrong: Any) -> Any:
     tokenizer = LoraTokenizer2D()
     tokens, scales = tokenizer.tokenize(world.weights)
     return tokenizer.detokenize(**{"tokens": tokens, "scales": scales, "like": world.weights, **wrong})
+
+
+def _written(world: World, **wrong: Any) -> Any:
+    tokens = torch.ones(world.opened.layout.tokens_shape)
+    right = {"tokens": tokens, "dest": world.root / "adapter", "like": (world.opened, 0)}
+    return write_adapter(**{**right, **wrong})
 
 
 def _tokenizer(_: World, **wrong: Any) -> LoraTokenizer2D:
@@ -223,6 +229,21 @@ ROWS: list[Row] = [
     *keywords("LoraTokenizer2D.detokenize", {"tokens": _SPOIL, "scales": _SPOIL}, _spoilt(_SPOIL)),
     *keywords("LoraTokenizer2D.detokenize", {"like": _NO_WEIGHTS}, _back),
     *keywords("LoraTokenizer2D.detokenize", {"like": _NO_MATRICES[:11]}, _back, CheckpointError),
+    *keywords(
+        "write_adapter",
+        {
+            "tokens": (*_NO_TOKENS, torch.ones(3, 4, 6), torch.ones(3, 4, 6, device="meta")),
+            "dest": (*NO_PATHS, BytesPath()),
+            "like": (None, 3, "set", b"x", (), ("set",), (None, 0), (3, 0), {}, ("a\0b", 0)),
+        },
+        _written,
+    ),
+    *each(
+        "write_adapter",
+        "like's sample",
+        (None, "x", -1, 99, True, 0.5, HUGE, ENDLESS),
+        lambda w, v: _written(w, like=(w.opened, v)),
+    ),
     # DeltaCache has tests of its own; here only that it is refused at the entrance too.
     *each("DeltaCache", "cache_dir", (None, 3, b"x"), lambda _, value: DeltaCache(value)),
 ]

@@ -91,7 +91,7 @@ def test_json_of_every_result(tiny, key, tmp_path):
         (("check", tiny / "out"), {"findings", "samples", "digest"}),
         (("inspect", tiny / "out"), {"samples", "tokens", "members", "digest"}),
         (("inspect", tiny / "out", key), {"shard", "offset", "members", "json"}),
-        (("export", tiny / "out", key, tmp_path / "adapter"), {"checkpoint", "modules", "rank"}),
+        (("export", tiny / "out", tmp_path / "adapter", key), {"dest", "checkpoints", "inexact"}),
     ]
     for args, names in wanted:
         done = here(*args, "--format", "json", "-q")
@@ -175,7 +175,7 @@ def test_exit_codes_of_check(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("check",), ("inspect",), ("export", "key", "dest"), ("stats", "-o", "file"), ("bench",)]
+    "command", [("check",), ("inspect",), ("export", "dest", "key"), ("stats", "-o", "file"), ("bench",)]
 )
 def test_no_such_set(tmp_path, command):
     name, *more = command

@@ -56,7 +56,7 @@ COMMANDS = {
     "check deep": lambda root: ("check", root / "set", "--level", "deep"),
     "check against": lambda root: ("check", root / "set", "--against", root / "zoo"),
     "repair": lambda root: ("repair", root / "set", "--zoo", root / "zoo", "--deltas", root / "deltas"),
-    "export": lambda root: ("export", root / "set", _key(root), root / "adapter"),
+    "export": lambda root: ("export", root / "set", root / "adapter", _key(root)),
     "inspect": lambda root: ("inspect", root / "set"),
     "inspect sample": lambda root: ("inspect", root / "set", _key(root)),
     "stats": lambda root: ("stats", root / "set", "-o", root / "stats.safetensors"),

@@ -60,8 +60,8 @@ def test_a_set_of_such_a_name_is_read(root, form, tmp_path):
     key = ShardSet(root / "set").keys[0]
     assert _said("check", root / FOREIGN, "--against", root / f"zoo-{FOREIGN}", form=form).code == 0
     assert _said("inspect", root / FOREIGN, form=form).code == 0
-    assert _said("export", root / FOREIGN, key, tmp_path / FOREIGN, form=form).code == 0
-    assert _said("export", root / FOREIGN, key, tmp_path / FOREIGN, form=form).code == 2
+    assert _said("export", root / FOREIGN, tmp_path / FOREIGN, key, form=form).code == 0
+    assert _said("export", root / FOREIGN, root / "mixed", key, form=form).code == 2
     assert _said("stats", root / FOREIGN, "-o", tmp_path / f"{FOREIGN}.safetensors", form=form).code == 0
 
 
@@ -69,7 +69,7 @@ def test_a_set_of_such_a_name_is_read(root, form, tmp_path):
     ("args", "said"),
     [
         (("inspect", "set", FOREIGN), "no such sample"),
-        (("export", "set", FOREIGN, "new"), "no such sample"),
+        (("export", "set", "new", FOREIGN), "no such sample"),
         (("check", "set", "--expect-digest", FOREIGN), "not a digest"),
         (("bench", "set", "--device", FOREIGN), "not a device"),
         (("build", f"zoo-{FOREIGN}", "new"), "zoo: the path is not UTF-8"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llgbm_shards.canonical import blake3_hex, dump_json
 from llgbm_shards.index import encode_index, index_columns
-from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, Layout, Module
+from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, SAFETENSORS_DTYPE, Layout, Module
 from llgbm_shards.members import (
     EncodedMember,
     encode_delta,
@@ -29,6 +29,7 @@ from llgbm_shards.members import (
 from llgbm_shards.names import FORMS, INDEX_NAME, RECORD_NAME, SKIPPED_NAME
 from llgbm_shards.record import CommitRecord, FileEntry, ShardEntry
 from llgbm_shards.shard_writer import PackedSample, write_shard
+from llgbm_shards.tensors import header_bytes
 
 TEXTS_SPEC: dict[str, Any] = {
     "forms": list(FORMS),
@@ -257,7 +258,8 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         members.append(encode_texts(sample.texts))
     if sample.delta is not None:
         members.append(encode_delta(sample.delta))
-    members.append(encode_source(b"header of " + sample.key.encode(), b""))
+    head, digest = _weights_file(sample, layout)
+    members.append(encode_source(head, b""))
     info = {
         "checkpoint": sample.key,
         "task": sample.task,
@@ -270,7 +272,7 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "modules": [{"name": m.name, "rank": layout.rank, "scaling": 2.0} for m in layout.modules],
         "weights_file": "adapter_model.safetensors",
         "text_source": "name",
-        "source_digest": "00" * 32,
+        "source_digest": digest,
         "exact": True,
         "source_dtype": layout.dtype,
         "has_delta": sample.has_delta,
@@ -283,6 +285,24 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "texts": [{"prompt": "p", "answer": "a"}],
     }
     return [*members, encode_json(info, members)]
+
+
+def _weights_file(sample: Written, layout: Layout) -> tuple[bytes, str]:
+    """The header of the safetensors file that the pieces could be of, and the digest of the file."""
+    arrays = {}
+    for module in layout.modules:
+        first_b = module.first_token + module.tokens_a
+        pieces_a = sample.pieces[module.first_token : first_b]
+        pieces_b = sample.pieces[first_b : first_b + module.tokens_b]
+        for side, pieces, width in (
+            ("A", pieces_a, module.in_features),
+            ("B", pieces_b, module.out_features),
+        ):
+            matrix = np.concatenate(list(pieces), axis=1)[:, :width]
+            arrays[f"{module.name}.lora_{side}.weight"] = matrix if side == "A" else matrix.T
+    dtype = SAFETENSORS_DTYPE[layout.dtype]
+    head = header_bytes({name: (dtype, array.shape) for name, array in arrays.items()})
+    return head, blake3_hex(head + b"".join(arrays[name].tobytes() for name in sorted(arrays)))
 
 
 def _packed(sample: Written, layout: Layout) -> PackedSample:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from llgbm_pack.cli.check import check_options, run_check
+from llgbm_pack.cli.export import export_options, render_export, run_export
 from llgbm_pack.cli.options import build_options, overlay_options, repair_options
 from llgbm_pack.cli.output import Output, escape_unwritable, output_options, printable, printable_json
 from llgbm_pack.plan.options import PackOptions
@@ -162,17 +163,15 @@ def inspect_command(out: str, key: str | None, output: Output) -> int:
 
 
 @main.command("export")
-@click.argument("out")
-@click.argument("key")
-@click.argument("dest")
+@export_options
 @output_options
-def export_command(out: str, key: str, dest: str, output: Output) -> int:
-    """Write the sample KEY of the set in OUT to DEST as an adapter that PEFT loads."""
-    from llgbm_pack.look.export import export_adapter
+def export_command(output: Output, **options: Any) -> int:
+    """Write checkpoints of the set in OUT to DEST again, byte for byte.
 
-    report = export_adapter(out, key, dest)
-    text = f"{report.key} -> {report.dest}: {report.modules} modules, rank {report.rank}"
-    _emit(output, report.to_json(), lambda: text)
+    One KEY gives a directory that PEFT loads, several KEYs or --all the tree of the zoo. Run again, it goes on where it stopped.
+    """
+    report = run_export(output=output, **options)
+    _emit(output, report.to_json(), lambda: render_export(report))
     return 0
 
 

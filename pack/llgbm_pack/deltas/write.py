@@ -47,7 +47,7 @@ class Draft:
             UsageError: The manifest could not be read again; nothing was written.
             StorageError: It cannot be written.
         """
-        text = _encode(self.manifest, self.path)
+        text = encode_manifest(self.manifest, self.path)
         named = {entry.file for entry in parse_entries(self.manifest, self.path)}
         for file, array in self.files.items():
             if array is not None:
@@ -70,7 +70,8 @@ def entry_info(
     return {**kept, **fields, "path": path, "norm": norm, "shape": [array.size]}
 
 
-def _encode(manifest: Mapping[str, Any], path: Path) -> bytes:
+def encode_manifest(manifest: Mapping[str, Any], path: Path) -> bytes:
+    """The bytes of a manifest; a UsageError where a field has no form in JSON."""
     try:
         return json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:

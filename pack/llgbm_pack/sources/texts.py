@@ -17,17 +17,19 @@ from llgbm_shards.storage import read_errors
 
 __all__ = [
     "DEFAULT_MAX_TEXTS",
+    "PROMPTS",
     "CheckpointTexts",
     "Text",
     "choose_texts",
     "dataset_file",
     "read_shared",
     "read_texts",
+    "unwrapped",
 ]
 
 #: Texts kept of a checkpoint unless more or fewer are asked for.
 DEFAULT_MAX_TEXTS: Final = 1024
-_PROMPTS: Final = "prompts.json"
+PROMPTS: Final = "prompts.json"
 _WRAPPER: Final = re.compile(r"adapter|checkpoint-[0-9]+")
 
 
@@ -77,7 +79,7 @@ def read_texts(
     prompts = _own_prompts(checkpoint_dir, path)
     dataset = dataset_file(texts_dir, path, task)
     if prompts is not None:
-        file, source, content = prompts, _PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
+        file, source, content = prompts, PROMPTS, read_text_file(prompts, max_bytes=max_bytes)
     elif probes_file is not None:
         file, source, content = probes_file, "probes", read_shared(probes_file, max_bytes)
     elif dataset is not None:
@@ -87,7 +89,7 @@ def read_texts(
         return CheckpointTexts(texts=texts, task="", source="name", files=())
     return CheckpointTexts(
         texts=choose_texts(content.texts, path=path, seed=seed, limit=max_texts),
-        task=content.task if source == _PROMPTS else "",
+        task=content.task if source == PROMPTS else "",
         source=source,
         files=(file,),
     )
@@ -119,19 +121,19 @@ def _own_prompts(checkpoint_dir: Path, path: str) -> Path | None:
     """
     directory = checkpoint_dir.resolve()
     parts = PurePosixPath(path).parts
-    wrapped = directory.parts[-1:] == parts[-1:] and _unwrap(parts) != parts
+    wrapped = directory.parts[-1:] == parts[-1:] and unwrapped(parts) != parts
     for home in [checkpoint_dir, checkpoint_dir.parent] if wrapped else [checkpoint_dir]:
-        prompts = home / _PROMPTS
+        prompts = home / PROMPTS
         if prompts.exists() or prompts.is_symlink():
-            fault = file_fault(home.resolve() / _PROMPTS, _zoo_of(directory, path))
+            fault = file_fault(home.resolve() / PROMPTS, _zoo_of(directory, path))
             if fault:
                 do = "Put a regular file in its place, or remove it."
-                raise CheckpointError("texts are not read", where=_PROMPTS, got=fault, do=do)
+                raise CheckpointError("texts are not read", where=PROMPTS, got=fault, do=do)
             return prompts
     return None
 
 
-def _unwrap(parts: tuple[str, ...]) -> tuple[str, ...]:
+def unwrapped(parts: tuple[str, ...]) -> tuple[str, ...]:
     """A path without a closing folder that names no checkpoint in particular."""
     return parts[:-1] if len(parts) > 1 and _WRAPPER.fullmatch(parts[-1]) else parts
 
@@ -174,7 +176,7 @@ def _read_version(file: Path, _size: int, _mtime_ns: int, max_bytes: int) -> Tex
 
 
 def _own_name(checkpoint_dir: Path, path: str) -> str:
-    name = "".join(_unwrap(PurePosixPath(path).parts)[-1:]) or checkpoint_dir.resolve().name
+    name = "".join(unwrapped(PurePosixPath(path).parts)[-1:]) or checkpoint_dir.resolve().name
     try:
         name.encode()
     except UnicodeEncodeError as error:

@@ -1,16 +1,15 @@
-"""What is exported loads in PEFT and computes what the original adapter computes."""
+"""One checkpoint exported loads in PEFT and computes what the original computes, with a generated config too."""
 
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from llgbm_pack import PackOptions, build
-from llgbm_pack.look.export import export_adapter
+from llgbm_pack.look.export import export
+from llgbm_pack.look.peft_config import generated_config
 from llgbm_shards import ShardSet
 from llgbm_shards.errors import UsageError
 from support.commands import here
@@ -79,8 +78,11 @@ def logits(base, directory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_computes_the_same(base, packed, tmp_path, kind):
     root, keys = packed
-    report = export_adapter(str(root / "out"), keys[kind], tmp_path / "adapter")
-    assert report.checkpoint == kind
+    report = export(root / "out", tmp_path / "adapter", [keys[kind]])
+    assert report.checkpoints == 1
+    (tmp_path / "adapter/adapter_config.json").write_bytes(
+        generated_config(ShardSet(root / "out").read_sample(keys[kind]).json)
+    )
     with torch.no_grad():
         bare = base(IDS).logits.double()
     original, exported = logits(base, root / "zoo" / kind), logits(base, tmp_path / "adapter")
@@ -89,65 +91,39 @@ def test_peft_computes_the_same(base, packed, tmp_path, kind):
     assert (exported - original).abs().max() < 1e-4 * moved
 
 
-@pytest.mark.parametrize("kind", ["plain", "trained"])
-def test_what_training_goes_on_with_is_kept(packed, tmp_path, kind):
+def test_what_training_goes_on_with_is_in_a_generated_config(packed):
     """lora_dropout and task_type do nothing to the weights, but to whoever trains the adapter further."""
     root, keys = packed
-    export_adapter(str(root / "out"), keys[kind], tmp_path / "adapter")
-    original, exported = (
-        json.loads((path / "adapter_config.json").read_text())
-        for path in (root / "zoo" / kind, tmp_path / "adapter")
-    )
-    for name in ("lora_dropout", "task_type"):
-        assert exported[name] == original[name]
+    for kind in ("plain", "trained"):
+        original = json.loads((root / "zoo" / kind / "adapter_config.json").read_text())
+        generated = json.loads(generated_config(ShardSet(root / "out").read_sample(keys[kind]).json))
+        assert {name: generated[name] for name in ("lora_dropout", "task_type")} == {
+            name: original[name] for name in ("lora_dropout", "task_type")
+        }
 
 
-def test_a_config_without_them_gives_pefts_own_defaults(tmp_path):
+def test_a_config_is_made_where_there_is_none(tmp_path):
     write_adapter(tmp_path / "zoo/a", 3)
-    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1))
-    export_adapter(str(tmp_path / "out"), ShardSet(tmp_path / "out").keys[0], tmp_path / "adapter")
-    exported = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert (exported["lora_dropout"], exported["task_type"]) == (0.0, None)
-
-
-def test_weights_are_within_one_rounding(packed, tmp_path):
-    root, keys = packed
-    export_adapter(str(root / "out"), keys["plain"], tmp_path / "adapter")
-    original, exported = (
-        load_file(path / "adapter_model.safetensors") for path in (root / "zoo/plain", tmp_path / "adapter")
-    )
-    assert original.keys() == exported.keys()
-    for name, tensor in original.items():
-        assert exported[name].dtype == tensor.dtype
-        scale = tensor.abs().max()
-        assert (exported[name] - tensor).abs().max() <= 2e-6 * scale, name
-
-
-def test_bfloat16_within_one_rounding_of_each_value(tmp_path):
-    write_adapter(tmp_path / "zoo/a", 3)
-    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1))
-    key = ShardSet(tmp_path / "out").keys[0]
-    export_adapter(str(tmp_path / "out"), key, tmp_path / "adapter")
-    original, exported = (
-        load_file(path / "adapter_model.safetensors") for path in (tmp_path / "zoo/a", tmp_path / "adapter")
-    )
-    for name, tensor in original.items():
-        assert exported[name].dtype == torch.bfloat16
-        # body and mean were each rounded to 8 significant bits: half a unit of the larger of the two
-        spread = tensor.float().abs().max()
-        assert (exported[name].float() - tensor.float()).abs().max() <= spread * 2**-7, name
+    (tmp_path / "zoo/a/adapter_config.json").unlink()
+    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1, alpha=6))
+    export(tmp_path / "out", tmp_path / "adapter", ShardSet(tmp_path / "out").keys)
+    made = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (made["r"], made["lora_alpha"], made["lora_dropout"], made["task_type"]) == (4, 6, 0.0, None)
 
 
 def test_the_command(packed, tmp_path):
     root, keys = packed
-    done = here("export", root / "out", keys["patterns"], tmp_path / "adapter", "--format", "json")
-    assert done.code == 0
-    assert done.json["checkpoint"] == "patterns"
-    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert config["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 2}
-    assert math.isclose(config["alpha_pattern"]["model.layers.1.self_attn.v_proj"], 5)
-    done = here("export", root / "out", keys["plain"], tmp_path / "other")
-    assert "modules, rank 4" in done.out
+    done = here("export", root / "out", tmp_path / "adapter", keys["patterns"], "--format", "json")
+    assert (done.code, done.json["checkpoints"], done.json["inexact"]) == (0, 1, [])
+    assert tree(tmp_path / "adapter") == {
+        name: (root / "zoo/patterns" / name).read_bytes()
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    done = here("export", root / "out", tmp_path / "tree", "--all")
+    assert "exported   7 checkpoints" in done.out
+    for args in ((), (keys["plain"], "--all")):
+        done = here("export", root / "out", tmp_path / "other", *args)
+        assert (done.code, "one or more KEYs, or --all" in done.err) == (2, True)
 
 
 def test_a_destination_with_something_in_it_is_refused(packed, tmp_path):
@@ -155,7 +131,7 @@ def test_a_destination_with_something_in_it_is_refused(packed, tmp_path):
     (tmp_path / "mine").write_text("mine")
     for dest in (tmp_path, tmp_path / "mine"):
         with pytest.raises(UsageError, match="Choose another DEST"):
-            export_adapter(str(root / "out"), keys["plain"], dest)
+            export(root / "out", dest, [keys["plain"]])
     assert tree(tmp_path) == {"mine": b"mine"}
 
 
@@ -163,7 +139,7 @@ def test_a_destination_in_a_set_is_refused(packed):
     root, keys = packed
     before = tree(root / "out")
     for dest in (root / "out/adapter", root / "out/deep/adapter"):
-        done = here("export", root / "out", keys["plain"], dest)
+        done = here("export", root / "out", dest, keys["plain"])
         assert (done.code, "a committed set never changes" in done.err) == (2, True), done.err
     assert tree(root / "out") == before
     assert not (root / "out/deep").exists()
@@ -171,26 +147,10 @@ def test_a_destination_in_a_set_is_refused(packed):
 
 def test_no_such_key(packed, tmp_path):
     root, _ = packed
-    done = here("export", root / "out", "nothing", tmp_path / "adapter")
+    done = here("export", root / "out", tmp_path / "adapter", "nothing")
     assert done.code == 2
     assert "nothing" in done.err
     assert not list(tmp_path.iterdir())
-
-
-def test_exported_and_packed_again_it_is_the_same_set(packed, tmp_path):
-    """float32 out and in again: ranks, scalings and module table survive."""
-    root, keys = packed
-    for kind in KINDS:
-        export_adapter(str(root / "out"), keys[kind], tmp_path / "zoo" / kind)
-    build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", rank=4, workers=1))
-    first, second = ShardSet(root / "out"), ShardSet(tmp_path / "out")
-    assert first.layout == second.layout
-    for key in keys.values():
-        one, other = (opened.read_sample(key).json for opened in (first, second))
-        assert (one["lora_dropout"], one["task_type"]) == (other["lora_dropout"], other["task_type"])
-        for left, right in zip(one["modules"], other["modules"], strict=True):
-            assert (left["name"], left["rank"]) == (right["name"], right["rank"])
-            assert math.isclose(left["scaling"], right["scaling"])
 
 
 def test_a_name_that_ends_another_keeps_its_own_rank_and_scaling(tmp_path):
@@ -226,7 +186,9 @@ def test_a_name_that_ends_another_keeps_its_own_rank_and_scaling(tmp_path):
             parameter.data = 0.3 * torch.randn(parameter.shape)
     model.save_pretrained(tmp_path / "zoo/a")
     build(PackOptions(zoo=tmp_path / "zoo", out=tmp_path / "out", workers=1))
-    export_adapter(str(tmp_path / "out"), ShardSet(tmp_path / "out").keys[0], tmp_path / "adapter")
+    export(tmp_path / "out", tmp_path / "adapter", ShardSet(tmp_path / "out").keys)
+    info = ShardSet(tmp_path / "out").read_sample(0).json
+    (tmp_path / "adapter/adapter_config.json").write_bytes(generated_config(info))
     exported = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
     x = torch.randn(3, 16)
     torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-4)
