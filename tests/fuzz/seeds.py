@@ -33,7 +33,15 @@ def _of_a_set(directory: Path) -> dict[str, bytes]:
         name: [item.hex() for item in column] if name.endswith(".blake3") else column
         for name, column in columns.items()
     }
-    state = {"version": 1, "epoch": 0, "position": 3, "sets": ["00" * 32], "split": "train", "filters": ""}
+    state = {
+        "version": 1,
+        "epoch": 0,
+        "position": 3,
+        "sets": ["00" * 32],
+        "overlays": [""],
+        "split": "train",
+        "filters": "",
+    }
     return {
         "tar": (written.path / written.record.shards[0].name).read_bytes(),
         "empty tar": ustar.END,

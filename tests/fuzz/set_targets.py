@@ -176,7 +176,9 @@ def loader_state(data: bytes) -> None:
         saved = json.loads(data)
     except (ValueError, RecursionError):
         return  # A user's own program reads it.
-    identity = Identity(sets=("00" * 32,), split="train", filters="", seed=0, shuffle=True, samples=12)
+    identity = Identity(
+        sets=("00" * 32,), overlays=("",), split="train", filters="", seed=0, shuffle=True, samples=12
+    )
     StreamState(identity).load_json(saved)
 
 

@@ -82,7 +82,7 @@ def test_what_it_needs_is_said(own):
     spoil(own / "over" / FIRST)
     before = tree(own / "over")
     for options, said in (
-        ((), "packed from the set it is an overlay of: expected --base DIR, got none; it was base"),
+        ((), "samples are lost and the set has no parity"),
         (("--base", own / "base"), "packed with --deltas: expected --deltas DIR, got none; it was new"),
         (("--base", own / "over", "--deltas", own / "new"), "not the set that it is an overlay of"),
     ):
@@ -126,4 +126,4 @@ def test_a_plain_set_still_needs_its_zoo(own):
     spoil(own / "base" / name)
     done = here("repair", own / "base", "--deltas", own / "old", "-q", "--format", "json")
     assert done.code == 1
-    assert "packed from the zoo: expected --zoo DIR" in done.json["refused"][0]["reason"]
+    assert "Give the zoo it was packed from: --zoo DIR." in done.json["refused"][0]["reason"]
