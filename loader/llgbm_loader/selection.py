@@ -119,15 +119,15 @@ def _chunks(parts: Sequence[pa.Table], name: str) -> list[pa.Array]:
 def _choose(layered: LayeredSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
     """The chosen rows of a set's index, with the columns that reading takes; of its overlay too."""
     shard_set = layered.base
-    names = index_schema(shard_set.record.members).names
+    names = layered.names
     asked = [] if options.filters is None else filter_columns(options.filters)
     columns = {"split", "has_delta", *asked, *options.columns}
     table = layered.index([name for name in names if name in columns], members)
     if options.filters:
-        table = filter_rows(table, options.filters)
+        table = filter_rows(table, options.filters, names)
     # Most sets have one split only: then there is nothing to compare a million times.
     if options.split is not None and {shard.split for shard in shard_set.record.shards} != {options.split}:
-        table = filter_rows(table, [("split", "==", options.split)])
+        table = filter_rows(table, [("split", "==", options.split)], names)
     return table
 
 
