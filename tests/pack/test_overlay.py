@@ -203,7 +203,7 @@ def test_a_damaged_base(own):
     extent = base.extents(0)[-1]
     with (
         flipped(own / "base" / extent.shard, 8 * (extent.offset + 5)),
-        pytest.raises(DamageError, match=rf"(?s){extent.shard} sample {extent.key} json"),
+        pytest.raises(DamageError, match=rf"(?s)^{own}/base/{extent.shard} sample {extent.key} json"),
     ):
         lay(own, "other", deltas=own / "new")
     lay(own, "other", deltas=own / "new")
@@ -276,6 +276,16 @@ def test_of_nothing_new_and_over_its_base(own):
         lay(own, "other")
     with pytest.raises(UsageError, match=r"(?s)base and output overlap"):
         overlay(OverlayOptions(base=own / "base", out=own / "base", deltas=own / "new"))
+
+
+def test_it_never_replaces_a_set_with_weights(own):
+    before = tree(own / "fresh")
+    with pytest.raises(
+        UsageError, match=r"(?s)/fresh: OUT is a set with weights: expected an overlay to replace"
+    ):
+        lay(own, "fresh", deltas=own / "new", overwrite=True)
+    assert tree(own / "fresh") == before
+    assert lay(own, "over", deltas=own / "new", overwrite=True).committed
 
 
 def test_commands_that_want_weights_say_where_they_are(made, tmp_path):
