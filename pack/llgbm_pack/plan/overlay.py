@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from llgbm_pack.plan.values import PackContext, PlannedSample, SetPart
 from llgbm_pack.sources.text_files import read_text_file
 from llgbm_pack.sources.texts import dataset_file
 from llgbm_shards import ustar
-from llgbm_shards.errors import CheckpointError, PlanError, UsageError
+from llgbm_shards.errors import CheckpointError, DamageError, PlanError, UsageError
 from llgbm_shards.members import SUFFIX
 from llgbm_shards.names import SKIPPED_NAME, TOKENIZER_DIRECTORY
 from llgbm_shards.record import read_listed
@@ -44,6 +45,21 @@ def plan_overlay(options: OverlayOptions, out: Path | None = None, *, only: SetP
         DamageError: The base is unfinished or damaged.
         StorageError: Something cannot be read.
     """
+    with damage_of_base(options.base):
+        return _plan(options, out, only)
+
+
+@contextlib.contextmanager
+def damage_of_base(path: Path) -> Iterator[None]:
+    """For a block that reads the base: its damage is told with its path, for the overlay has files of the same names."""
+    try:
+        yield
+    except DamageError as error:
+        place = error.shard if error.shard == str(path) else str(path / error.shard)
+        raise error.as_(DamageError, shard=place, key=error.key, member=error.member) from error
+
+
+def _plan(options: OverlayOptions, out: Path | None, only: SetPart | None) -> Plan:
     base = _open(options)
     options = options.settled(base.record)
     table = base.index([*_COLUMNS, "json.size"])
@@ -52,10 +68,13 @@ def plan_overlay(options: OverlayOptions, out: Path | None = None, *, only: SetP
         for row in zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True)
     ]
     if only:
-        rows = [row for row in rows if row["checkpoint"] in only.paths]
+        paths = only.paths
+        rows = [row for row in rows if row["checkpoint"] in paths]
     deltas = _deltas(options, base, table, only)
     tokenizer, conditions, notes = plan_conditions(options, only)
     files = _text_files(options.texts, rows)
+    if options.texts and not (files or only):
+        raise _unusable(options.texts, "no file of any dataset of the base")
     samples = [_sample(row, base, deltas, files) for row in rows]
     without = {skip.checkpoint for skip in deltas.skipped}
     context = _context(options, base, out or options.out, conditions, deltas.width)
@@ -106,7 +125,10 @@ def _deltas(options: OverlayOptions, base: ShardSet, table: pa.Table, only: SetP
         if len(PurePosixPath(path).parts) > 1
     }
     zoo = Path("/", base.digest, str(base.record.options.get("zoo") or "zoo"))
-    wanted = packed if only is None else [path for path in packed if path in only.with_delta & only.paths]
+    wanted = packed
+    if only is not None:
+        with_delta = only.with_delta & only.paths
+        wanted = [path for path in packed if path in with_delta]
     plan = join_and_verify(wanted, [*packed, *skipped], tasks, zoo, options, only)
     faults = [skip for skip in plan.skipped if skip.fault]
     if faults and only is None:
@@ -137,10 +159,13 @@ def _text_files(texts: Path | None, rows: Sequence[Mapping[str, str]]) -> dict[s
             read_text_file(file)
         except CheckpointError as error:
             faults.append(str(error))
-    if faults or not files:
-        got = "\n  " + "\n  ".join(faults) if faults else "no file of any dataset of the base"
-        raise PlanError("texts cannot be used", where=str(texts), expected="DATASET.json of texts", got=got)
+    if faults:
+        raise _unusable(texts, "\n  " + "\n  ".join(faults))
     return files
+
+
+def _unusable(texts: Path, got: str) -> PlanError:
+    return PlanError("texts cannot be used", where=str(texts), expected="DATASET.json of texts", got=got)
 
 
 def _sample(

@@ -236,7 +236,12 @@ class _Repair:
             restored = restore(*args, **kwargs)
         except (LockedError, DiskFullError):
             raise
-        except (RepairError, UsageError, StorageError) as error:
+        except (
+            RepairError,
+            UsageError,
+            StorageError,
+            DamageError,
+        ) as error:  # DamageError: of an overlay's base
             self.failed |= isinstance(error, StorageError)
             self.refused.append(Refusal(name, str(error).removeprefix(f"{name}: ")))
             return None
