@@ -53,10 +53,9 @@ class RepairOptions:
     maps: tuple[tuple[str, str], ...] = ()  # its prefix rewrites: a set records no absolute paths
     expect_digest: str | None = None  # the digest that ``shardset.json`` must have; proves a lost one
 
-    @property
-    def source(self) -> Path | None:
-        """What the set was packed from, where it was given."""
-        return self.zoo or self.base
+    def source(self, record: CommitRecord) -> Path | None:
+        """What a set was packed from, where it was given."""
+        return self.base if record.base else self.zoo
 
     def __post_init__(self) -> None:
         for name in ("out", "zoo", "base", "deltas", "texts"):

@@ -87,7 +87,7 @@ def test_what_it_needs_is_said(own):
         ((), "Give what it was packed from: --base DIR --deltas DIR."),
         (
             ("--deltas", own / "new", "--zoo", own),
-            "only the set it is an overlay of gives it back. Give it: --base DIR",
+            "Give what it was packed from: --base DIR --deltas DIR.",
         ),
         (("--base", own / "base"), "packed with --deltas: expected --deltas DIR, got none; it was new"),
         (("--base", own / "over", "--deltas", own / "new"), "not the set that it is an overlay of"),
