@@ -136,6 +136,15 @@ def test_several_sets_each_with_its_own_or_none(own):
             ShardDataset(sets, overlay=wrong, split=None)
 
 
+def test_an_overlay_does_not_change_the_order_of_shards(own):
+    second = build_set(own, "second", "new", "qwen2", forms=FORMS, seed=1).path
+    options = {"shuffle": "shards", "batch_size": 1, "fields": ("delta",)}
+    for epoch_seed in range(4):
+        fresh = batches([own / "fresh", second], **options, seed=epoch_seed)
+        over = batches([own / "base", second], overlay=[own / "over", None], **options, seed=epoch_seed)
+        assert [one["keys"] for one in over] == [one["keys"] for one in fresh]
+
+
 def test_another_base_is_refused(made):
     base, fresh = ShardSet(made / "base").digest, ShardSet(made / "fresh").digest
     with pytest.raises(
