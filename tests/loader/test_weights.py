@@ -87,6 +87,17 @@ def test_the_dataset_gives_rows_of_the_same(made, view):
     assert equal(joined["weights"], batch["weights"])
 
 
+@pytest.mark.parametrize("view", ["modules", "layers"])
+def test_a_worker_sends_weights_in_few_storages(made, view):
+    """Each takes a file descriptor: those of hundreds of modules are more than a process may have, and a hang."""
+    dataset = ShardDataset(made.path, fields=["weights"], view=view)
+    for workers in (0, 1):
+        batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers)))
+        for name in ("weights", "ranks"):
+            assert type(batch[name]) is dict
+            assert len({leaf.untyped_storage().data_ptr() for leaf in _leaves(batch[name])}) == 1
+
+
 def _row(value, number):
     if isinstance(value, dict):
         return {name: _row(inner, number) for name, inner in value.items()}
