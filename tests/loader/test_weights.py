@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -152,3 +153,20 @@ def test_a_buffer_of_weights_is_kept_while_one_matrix_of_it_is(tmp_path):
         copies.append(one.clone())
         del batch
     assert all(map(torch.equal, kept, copies))
+
+
+def test_sets_of_other_layouts_are_told_by_what_differs(tmp_path):
+    layout = small_layout(modules=3)
+    last = dataclasses.replace(layout.modules[-1], name="model.layers.2.self_attn.v_proj")
+    others = {
+        "rank.*expected 2, got 3": dataclasses.replace(layout, rank=3),
+        "the number of modules.*expected 3, got 2": small_layout(modules=2),
+        "a module.*layers.2.self_attn.q_proj.*layers.2.self_attn.v_proj": dataclasses.replace(
+            layout, modules=(*layout.modules[:-1], last)
+        ),
+    }
+    write_set(tmp_path / "set", 4, layout=layout)
+    for number, (said, other) in enumerate(others.items()):
+        made = write_set(tmp_path / f"{number}", 4, layout=other, prefix="other")
+        with pytest.raises(UsageError, match=f"they differ in weight layout: {said}"):
+            StreamingLoader([tmp_path / "set", made.path], fields=["weights"])
