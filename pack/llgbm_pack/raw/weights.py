@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from llgbm_loader.collate import ByName
 from llgbm_loader.frame import unframe
 from llgbm_loader.views import VIEWS, WeightView
 from llgbm_loader.weights import WeightPlan
@@ -139,7 +140,8 @@ def _own_fields(
 def _weights(plan: WeightPlan, pieces: Tensor) -> dict[str, Any]:
     """The fields ``weights`` and ``ranks`` of one checkpoint's pieces (N, r, chunk), which keep their memory."""
     weights, ranks = plan.make(pieces[None], torch.ones(1, dtype=torch.bool))
-    return plan.view.present(weights[0].clone() if plan.in_place else weights[0], ranks[0])
+    fields = plan.view.present(weights[0].clone() if plan.in_place else weights[0], ranks[0])
+    return {name: ByName(value) if isinstance(value, dict) else value for name, value in fields.items()}
 
 
 def token_tensors(result: object) -> tuple[Tensor, Tensor | None]:

@@ -122,6 +122,17 @@ def test_values_are_the_checkpoints_own(packed):
     assert absent == 1
 
 
+def test_items_collated_by_torch_itself_are_of_one_storage(packed):
+    raw = create_dataloader(*arguments(packed, "sorted"), num_workers=0, view="modules").dataset
+    fields = [{name: raw[number][name] for name in ("weights", "ranks")} for number in range(3)]
+    batch = torch.utils.data.default_collate(fields)
+    leaves = [side for pair in batch["weights"].values() for side in pair]
+    assert len({leaf.untyped_storage().data_ptr() for leaf in leaves}) == 1
+    for name, (a, b) in batch["weights"].items():
+        assert torch.equal(a[1], fields[1]["weights"][name][0])
+        assert torch.equal(b[1], fields[1]["weights"][name][1])
+
+
 def test_worker_processes_send_batches_of_one_storage(packed):
     loader = create_dataloader(*arguments(packed, "sorted"), batch_size=3, num_workers=2, view="modules")
     for batch in loader:
