@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llgbm_loader.batch import BatchPlan
+from llgbm_loader.collate import ByName
 from llgbm_loader.options import Filters, Overlays, Paths, ReadOptions, SelectOptions, from_arguments
 from llgbm_loader.reader import SampleReader
 from llgbm_shards.arguments import as_index, shown, whole_number
@@ -36,14 +37,16 @@ class ShardDataset(Dataset[dict[str, Any]]):
     Args:
         path: A set's directory, or several, which are taken as one.
         split: Samples of this split; None for all.
-        fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has.
+        fields: Some of ``tokens``, ``weights``, ``scales``, ``condition``, ``delta``; None for all the set has but
+            ``weights``.
         overlay: An overlay of the set, whose deltas or texts stand in place of the set's own, or None; of several sets,
             a list with one for each.
         filters: Conditions on index columns in pyarrow's form.
         columns: Text columns of the index that go into each sample as str, e.g. ``("task", "checkpoint")``.
+        view: Of ``weights``: ``pieces``, ``modules``, ``layers`` or ``flat``.
         frame: ``dnd``, ``fp32`` or ``none``.
         zero_std: ``nan`` or ``zeros``.
-        dtype: dtype of the tokens; None for the stored one.
+        dtype: dtype of tokens and weights; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer`` or ``mix``.
         mix: Under ``mix``, the probability of prompt_answer, for each text by itself.
         num_texts: None takes the first text; K draws K.
@@ -144,7 +147,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         host.fill(0, number)
         self._reader().read(number, self._epoch, host.row(0), verify=self._options.verify == "full")
         row: dict[str, Any] = plan.present({name: tensor[0] for name, tensor in host.finish().items()})
-        return {**row, **{name: texts[0] for name, texts in host.lists.items()}}
+        nested = {name: ByName(value) for name, value in row.items() if isinstance(value, dict)}
+        return {**row, **nested, **{name: texts[0] for name, texts in host.lists.items()}}
 
     def _number(self, sample: SupportsIndex | str) -> int:
         if isinstance(sample, str):

@@ -8,6 +8,7 @@ JSON, and columns of the index hold nothing else.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -27,8 +28,13 @@ def filter_columns(filters: Filters) -> list[str]:
     return list(dict.fromkeys(name for group in _groups(filters) for name, _, _ in group))
 
 
-def filter_rows(table: pa.Table, filters: Filters) -> pa.Table:
+def filter_rows(table: pa.Table, filters: Filters, names: Mapping[str, str]) -> pa.Table:
     """The rows that the filters let pass, in their order.
+
+    Args:
+        table: The rows.
+        filters: Conditions on columns.
+        names: Columns they may speak of, and what each is called in the table.
 
     Raises:
         UsageError: An unknown column or operator, or a value that does not compare with the column.
@@ -36,15 +42,16 @@ def filter_rows(table: pa.Table, filters: Filters) -> pa.Table:
     # Imported here: it costs 0.3 s that a run without filters need not pay.
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    absent = [name for name in filter_columns(filters) if name not in table.column_names]
+    absent = [name for name in filter_columns(filters) if name not in names]
     if absent:
         raise UsageError(
             f"the index has no column {absent[0]!r}",
             where="option filters",
-            expected=", ".join(table.column_names),
+            expected=", ".join(names),
         )
     try:
-        return table.filter(pq.filters_to_expression(_groups(filters)))
+        named = [[(names[name], *rest) for name, *rest in group] for group in _groups(filters)]
+        return table.filter(pq.filters_to_expression(named))
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise UsageError("not a filter on the index", where="option filters", got=str(error)) from error
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from llgbm_shards.errors import UsageError
+from llgbm_shards.index import index_schema
 from llgbm_shards.record import CommitRecord
 from llgbm_shards.shardset import ShardSet
 
@@ -46,24 +47,42 @@ class LayeredSet:
         """Those of the members that are read from a layer."""
         return [member for member in members if self.record_of(member) is layer.record]
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Columns to query -> what each is called in :meth:`index`: of a member that the overlay has anew, its own."""
+        names = {name: name for name in index_schema(self.base.record.members).names}
+        if self.overlay is not None:
+            members = self.overlay.record.members
+            anew = {*members} - {"json"}
+            names |= {
+                name: OVERLAID + name
+                for name in index_schema(members).names
+                if name.partition(".")[0] in anew
+            }
+        return names
+
     def index(self, columns: Sequence[str], places: Sequence[str]) -> pa.Table:
         """The index: columns of the base, and of both what ``places`` tells of the members in each.
 
         Args:
-            columns: Columns to query.
+            columns: Columns to query, some of :attr:`names`.
             places: Members to read.
 
         Raises:
             DamageError: An index is not what was written.
             UsageError: The overlay has other samples than the set.
         """
-        table = self.base.index(_with_places(self.base, columns, self.own(self.base, places)))
+        names = self.names
+        anew = [name for name in columns if names[name] != name]
+        plain = [name for name in columns if names[name] == name]
+        table = self.base.index(_with_places(self.base, plain, self.own(self.base, places)))
         if self.overlay is None:
             return table
         of_deltas = [
             name for name in _OF_DELTAS if name in columns and self.record_of("delta") is self.overlay.record
         ]
-        own = self.overlay.index(_with_places(self.overlay, of_deltas, self.own(self.overlay, places)))
+        asked = [*of_deltas, *anew]
+        own = self.overlay.index(_with_places(self.overlay, asked, self.own(self.overlay, places)))
         if not own.column("key").equals(table.column("key")):
             raise _other_samples(self.base, self.overlay)
         for name in own.column_names:

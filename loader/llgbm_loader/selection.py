@@ -5,8 +5,9 @@ Columns of the index become numpy arrays; no Python object is made for a sample,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,18 @@ def select(options: SelectOptions, fields: Sequence[str] | None) -> Selection:
             got=f"split={options.split!r} filters={options.filters!r}",
             do=f"Splits there are: {', '.join(splits)}.",
         )
-    numbered, shards = [], list[HeldShard]()
-    for one, part in zip(sets, parts, strict=True):
-        numbered.append(_places(one, part, members, len(shards)))
-        shards += (shard for _, layer in one.layers for shard in layer.shards.values())
+    # Overlays after all sets: the order of shards under shuffle="shards" is of their numbers, whatever lies over a set.
+    layers = [*opened, *(one.overlay for one in sets if one.overlay)]
+    starts = accumulate((len(layer.shards) for layer in layers), initial=0)
+    firsts = {layer.digest: first for layer, first in zip(layers, starts, strict=False)}
+    numbered = [_places(one, part, members, firsts) for one, part in zip(sets, parts, strict=True)]
     return Selection(
         digests=tuple(shard_set.digest for shard_set in opened),
         overlays=tuple(one.overlay.digest if one.overlay else "" for one in sets),
         split=options.split,
         filters=filter_text(options.filters),
         common=common,
-        shards=tuple(shards),
+        shards=tuple(shard for layer in layers for shard in layer.shards.values()),
         has_delta=np.concatenate([as_numpy(part, "has_delta") for part in parts]),
         keys=pa.concat_arrays(_chunks(parts, "key")),
         columns={name: pa.chunked_array(_chunks(parts, name), pa.string()) for name in options.columns},
@@ -119,26 +121,26 @@ def _chunks(parts: Sequence[pa.Table], name: str) -> list[pa.Array]:
 def _choose(layered: LayeredSet, options: SelectOptions, members: Sequence[str]) -> pa.Table:
     """The chosen rows of a set's index, with the columns that reading takes; of its overlay too."""
     shard_set = layered.base
-    names = index_schema(shard_set.record.members).names
+    names = layered.names
     asked = [] if options.filters is None else filter_columns(options.filters)
     columns = {"split", "has_delta", *asked, *options.columns}
     table = layered.index([name for name in names if name in columns], members)
     if options.filters:
-        table = filter_rows(table, options.filters)
+        table = filter_rows(table, options.filters, names)
     # Most sets have one split only: then there is nothing to compare a million times.
     if options.split is not None and {shard.split for shard in shard_set.record.shards} != {options.split}:
-        table = filter_rows(table, [("split", "==", options.split)])
+        table = filter_rows(table, [("split", "==", options.split)], names)
     return table
 
 
 def _places(
-    layered: LayeredSet, table: pa.Table, members: Sequence[str], first: int
+    layered: LayeredSet, table: pa.Table, members: Sequence[str], firsts: Mapping[str, int]
 ) -> tuple[NDArray[np.int64], dict[str, Places]]:
-    """The shard in the set of each row, and where the members are read; its shards are numbered from ``first``."""
+    """The shard in the set of each row, and where the members are read; ``firsts``: number of each set's first shard."""
     numbers, places = [], dict[str, Places]()
     for prefix, layer in layered.layers:
-        shard, found = find_places(layer, table, layered.own(layer, members), first, prefix)
-        first += len(layer.record.shards)
+        own = layered.own(layer, members)
+        shard, found = find_places(layer, table, own, firsts[layer.digest], prefix)
         numbers.append(shard)
         places |= found
     return numbers[0], places

@@ -48,7 +48,7 @@ def find_common(sets: Sequence[LayeredSet], fields: Sequence[str] | None) -> Com
     layouts = [one.base.layout for one in sets]
     widths = [one.record_of("delta").delta_width for one in sets]
     if {"tokens", "weights", "scales"} & set(wanted):
-        _equal(sets, layouts, "weight layout")
+        _same_layout(sets, layouts)
     if "delta" in wanted:
         _equal(sets, widths, "delta width")
     return Common(
@@ -96,6 +96,14 @@ def _common_spec(sets: Sequence[LayeredSet]) -> ConditionSpec:
         return ConditionSpec.from_json({**texts[0], "forms": forms})
     except HeaderError as error:
         raise error.as_(DamageError, shard=str(sets[0].base.path), expected="") from error
+
+
+def _same_layout(sets: Sequence[LayeredSet], layouts: Sequence[Layout]) -> None:
+    for part in ("dtype", "rank", "chunk", "token_order"):
+        _equal(sets, [getattr(layout, part) for layout in layouts], f"weight layout: {part}")
+    _equal(sets, [len(layout.modules) for layout in layouts], "weight layout: the number of modules")
+    for modules in zip(*(layout.modules for layout in layouts), strict=True):
+        _equal(sets, modules, "weight layout: a module")
 
 
 def _equal(sets: Sequence[LayeredSet], values: Sequence[Any], what: str) -> None:

@@ -45,15 +45,16 @@ class StreamingLoader(webdataset.DataPipeline):  # type: ignore[misc]  # webdata
         seed: Seed of the order and of the draws.
         shuffle: True: a full permutation; False: sample-number order; ``shards``: shards shuffled, and samples
             within each, so that neighbours in a store stay together.
-        fields: Some of ``tokens``, ``scales``, ``condition``, ``delta``; None for all the set has. Only their bytes
-            are read.
+        fields: Some of ``tokens``, ``weights``, ``scales``, ``condition``, ``delta``; None for all the set has but
+            ``weights``. Only their bytes are read.
         overlay: An overlay of the set, whose deltas or texts stand in place of the set's own, or None; of several sets,
             a list with one for each.
         filters: Conditions on index columns in pyarrow's form, e.g. ``[("task", "in", ["arc_e"])]``.
         columns: Text columns of the index that go into batches under their names, e.g. ``("task", "checkpoint")``.
+        view: Of ``weights``: ``pieces``, ``modules``, ``layers`` or ``flat``.
         frame: ``dnd``, ``fp32``, or ``none`` for the bare body.
         zero_std: What pieces of zero std show: ``nan`` or ``zeros``.
-        dtype: dtype of the tokens; None for the stored one.
+        dtype: dtype of tokens and weights; None for the stored one.
         form: ``prompt``, ``answer``, ``prompt_answer``; or ``mix``: prompt_answer with probability ``mix``, else prompt.
         mix: See ``form``; drawn for each text by itself, anew each epoch.
         num_texts: None takes the first text of a sample; K draws K without replacement, anew each epoch.

@@ -92,7 +92,9 @@ class WeightView:
         #: (N r,) gathered row -> stored row, and the other way round; None for pieces, whose order stays.
         self.order: NDArray[np.int64] | None = None if view == "pieces" else self._order()
         self.place: NDArray[np.int64] | None = None if self.order is None else np.argsort(self.order)
-        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        #: (M,) positions in the module table, kind by kind.
+        self._by_kind = np.array([at for stack in self.stacks for at in stack.modules], np.int64)
+        self._there: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._flat = list(self._flat_places()) if view == "flat" else []
 
     @property
@@ -110,7 +112,7 @@ class WeightView:
         """Weights (B, *shape) of pieces (B, N, r, chunk), padding rows zeroed; ``pieces`` themselves for that view."""
         if self.order is None:
             return pieces
-        order, _ = self._on(pieces.device)
+        order, _, _ = self._on(pieces.device)
         stored = pieces.flatten(1, 2)
         rows = stored.index_select(1, order)
         # The first value of a row is padding in rows that are nothing else.
@@ -119,7 +121,7 @@ class WeightView:
 
     def ranks(self, pieces: Tensor) -> Tensor:
         """(B, M) int64, the rank of each module of the table, 0 where it is absent, of pieces (B, N, r, chunk)."""
-        _, first = self._on(pieces.device)
+        _, first, _ = self._on(pieces.device)
         return (~pieces[..., 0].index_select(1, first).isnan()).sum(-1)
 
     def present(self, weights: Tensor, ranks: Tensor) -> dict[str, Any]:
@@ -130,10 +132,12 @@ class WeightView:
             ranks: (B, M), or (M,).
         """
         if self.view == "layers":
-            stacked = {stack.kind: pair for stack, pair in self._stacked(weights)}
+            # One gather with an index that is there already: to send one, the host would wait for all that a device does.
+            by_kind = ranks.index_select(-1, self._on(ranks.device)[2])
+            each = torch.split(by_kind, [len(stack.modules) for stack in self.stacks], -1)
             return {
-                "weights": stacked,
-                "ranks": {stack.kind: ranks[..., list(stack.modules)] for stack in self.stacks},
+                "weights": {stack.kind: pair for stack, pair in self._stacked(weights)},
+                "ranks": dict(zip((stack.kind for stack in self.stacks), each, strict=True)),
             }
         if self.view != "modules":
             return {"weights": weights, "ranks": ranks}
@@ -162,14 +166,14 @@ class WeightView:
                 place.view(chosen.shape).copy_(chosen)
         return flat
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The order of rows and the first tokens on a device, sent there once."""
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The order of rows, the first tokens, and the modules by kind on a device, sent there once."""
         if device not in self._there:
             order = np.zeros(0, np.int64) if self.order is None else self.order
-            self._there[device] = (
-                torch.from_numpy(order).to(device),
-                torch.from_numpy(self.first_tokens).to(device),
+            order_there, first, by_kind = (
+                torch.from_numpy(array).to(device) for array in (order, self.first_tokens, self._by_kind)
             )
+            self._there[device] = order_there, first, by_kind
         return self._there[device]
 
     def _order(self) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ class WeightPlan:
             raise UsageError(
                 "the weights would be rounded",
                 where="option dtype",
-                expected=f"{stored}, torch.float32 or None",
+                expected=" or ".join(map(str, dict.fromkeys((stored, torch.float32, None)))),
                 got=f"{self.dtype}",
             )
 

@@ -135,3 +135,12 @@ def test_one_gather_a_sample_and_views_of_it():
         start, end = rows.data_ptr(), rows.data_ptr() + rows.nbytes
         for pair in shown.values():
             assert all(start <= side.data_ptr() < end for side in pair)
+
+
+def test_the_ranks_of_all_kinds_take_one_gather():
+    """An index of each kind, sent to a device batch by batch, would have the host wait for the device's work."""
+    _, layout, pieces = adapters(3)
+    views = WeightView(layout, "layers")
+    ranks = views.present(views.gather(pieces), views.ranks(pieces))["ranks"]
+    assert len(ranks) == len(KINDS)
+    assert len({one.untyped_storage().data_ptr() for one in ranks.values()}) == 1

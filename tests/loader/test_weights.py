@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -88,6 +89,17 @@ def test_the_dataset_gives_rows_of_the_same(made, view):
     assert equal(joined["weights"], batch["weights"])
 
 
+@pytest.mark.parametrize("view", ["modules", "layers"])
+def test_a_worker_sends_weights_in_few_storages(made, view):
+    """Each takes a file descriptor: those of hundreds of modules are more than a process may have, and a hang."""
+    dataset = ShardDataset(made.path, fields=["weights"], view=view)
+    for workers in (0, 1):
+        batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers)))
+        for name in ("weights", "ranks"):
+            assert type(batch[name]) is dict
+            assert len({leaf.untyped_storage().data_ptr() for leaf in _leaves(batch[name])}) == 1
+
+
 def _row(value, number):
     if isinstance(value, dict):
         return {name: _row(inner, number) for name, inner in value.items()}
@@ -142,3 +154,20 @@ def test_a_buffer_of_weights_is_kept_while_one_matrix_of_it_is(tmp_path):
         copies.append(one.clone())
         del batch
     assert all(map(torch.equal, kept, copies))
+
+
+def test_sets_of_other_layouts_are_told_by_what_differs(tmp_path):
+    layout = small_layout(modules=3)
+    last = dataclasses.replace(layout.modules[-1], name="model.layers.2.self_attn.v_proj")
+    others = {
+        "rank.*expected 2, got 3": dataclasses.replace(layout, rank=3),
+        "the number of modules.*expected 3, got 2": small_layout(modules=2),
+        "a module.*layers.2.self_attn.q_proj.*layers.2.self_attn.v_proj": dataclasses.replace(
+            layout, modules=(*layout.modules[:-1], last)
+        ),
+    }
+    write_set(tmp_path / "set", 4, layout=layout)
+    for number, (said, other) in enumerate(others.items()):
+        made = write_set(tmp_path / f"{number}", 4, layout=other, prefix="other")
+        with pytest.raises(UsageError, match=f"they differ in weight layout: {said}"):
+            StreamingLoader([tmp_path / "set", made.path], fields=["weights"])

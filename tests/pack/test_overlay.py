@@ -180,6 +180,28 @@ def test_another_zoo_joins_nothing(own):
         lay(own, "other", deltas=own / "new")
 
 
+def test_of_a_part_of_a_zoo_a_delta_of_another_folder_joins_nothing(own):
+    """As a build refuses it: the one that it may be of is known to the zoo, but not to the set."""
+    build_set(own, "base", None, None, include=("alpha/*",))
+    (own / "new" / "manifest.json").unlink()
+    paths = ShardSet(own / "base").index(["checkpoint"]).column("checkpoint").to_pylist()
+    named = {path: f"beta/great_{path[-1]}" for path in paths}
+    for path, name in named.items():
+        (own / "zoo" / path).rename(own / "zoo" / "alpha" / name.partition("/")[2])
+    build_set(own, "base", None, None, include=("alpha/*",))
+    write_deltas(own / "new", sorted(named.values()), width=NEW_WIDTH)
+    with pytest.raises(
+        PlanError, match=r"(?s)3 deltas may be of checkpoints that the base left out.*alpha/great_0"
+    ):
+        lay(own, "other", deltas=own / "new")
+    assert not (own / "other").exists()
+    mapped = lay(own, "other", deltas=own / "new", maps=(("zoo/beta", "zoo/alpha"),))
+    assert mapped.with_delta == 3
+    shutil.rmtree(own / "new")
+    write_deltas(own / "new", [name.replace("beta", "alpha") for name in named.values()], width=NEW_WIDTH)
+    assert lay(own, "again", deltas=own / "new").with_delta == 3
+
+
 def test_an_overlay_of_an_overlay(own):
     with pytest.raises(UsageError, match=r"(?s)BASE is an overlay itself.*Name the set that it was made of"):
         overlay(OverlayOptions(base=own / "over", out=own / "other", deltas=own / "new"))
@@ -203,7 +225,7 @@ def test_a_damaged_base(own):
     extent = base.extents(0)[-1]
     with (
         flipped(own / "base" / extent.shard, 8 * (extent.offset + 5)),
-        pytest.raises(DamageError, match=rf"(?s){extent.shard} sample {extent.key} json"),
+        pytest.raises(DamageError, match=rf"(?s)^{own}/base/{extent.shard} sample {extent.key} json"),
     ):
         lay(own, "other", deltas=own / "new")
     lay(own, "other", deltas=own / "new")
@@ -276,6 +298,16 @@ def test_of_nothing_new_and_over_its_base(own):
         lay(own, "other")
     with pytest.raises(UsageError, match=r"(?s)base and output overlap"):
         overlay(OverlayOptions(base=own / "base", out=own / "base", deltas=own / "new"))
+
+
+def test_it_never_replaces_a_set_with_weights(own):
+    before = tree(own / "fresh")
+    with pytest.raises(
+        UsageError, match=r"(?s)/fresh: OUT is a set with weights: expected an overlay to replace"
+    ):
+        lay(own, "fresh", deltas=own / "new", overwrite=True)
+    assert tree(own / "fresh") == before
+    assert lay(own, "over", deltas=own / "new", overwrite=True).committed
 
 
 def test_commands_that_want_weights_say_where_they_are(made, tmp_path):

@@ -73,6 +73,26 @@ def test_the_same_batches_as_a_fresh_set(made, options):
         same(one, other)
 
 
+@pytest.mark.parametrize("member", ["texts", "delta", "pieces"])
+def test_filters_on_sizes_are_of_the_set_that_a_member_is_read_from(made, member):
+    name = f"{member}.size"
+    sizes = ShardSet(made / "fresh").index([name]).column(name).to_pylist()
+    for size in {*sizes, 0}:
+        filters = [(name, "<=", size)]
+        wanted = [key for key, one in zip(ShardSet(made / "fresh").keys, sizes, strict=True) if one <= size]
+        if wanted:
+            assert (
+                ShardDataset(made / "base", overlay=made / "over", split=None, filters=filters).keys == wanted
+            )
+        else:
+            with pytest.raises(UsageError, match="no sample is chosen"):
+                ShardDataset(made / "base", overlay=made / "over", split=None, filters=filters)
+    with pytest.raises(
+        UsageError, match=r"the index has no column 'overlay:delta\.size': expected key, split"
+    ):
+        ShardDataset(made / "base", overlay=made / "over", filters=[("overlay:delta.size", ">", 0)])
+
+
 def test_what_the_overlay_has_not_comes_from_the_base(made):
     base, fresh = ShardDataset(made / "base", split=None), ShardDataset(made / "fresh", split=None)
     over = ShardDataset(made / "base", split=None, overlay=made / "deltas")
@@ -114,6 +134,15 @@ def test_several_sets_each_with_its_own_or_none(own):
     for wrong in ([own / "over"], own / "over"):
         with pytest.raises(UsageError, match="for each of the sets: 2"):
             ShardDataset(sets, overlay=wrong, split=None)
+
+
+def test_an_overlay_does_not_change_the_order_of_shards(own):
+    second = build_set(own, "second", "new", "qwen2", forms=FORMS, seed=1).path
+    options = {"shuffle": "shards", "batch_size": 1, "fields": ("delta",)}
+    for epoch_seed in range(4):
+        fresh = batches([own / "fresh", second], **options, seed=epoch_seed)
+        over = batches([own / "base", second], overlay=[own / "over", None], **options, seed=epoch_seed)
+        assert [one["keys"] for one in over] == [one["keys"] for one in fresh]
 
 
 def test_another_base_is_refused(made):

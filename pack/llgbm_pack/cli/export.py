@@ -50,6 +50,10 @@ def render_export(report: ExportReport) -> str:
         f"not exact  {row['checkpoint']} ({row['key']}): packed from {row['source_dtype']}, written in {row['dtype']}"
         for row in report.inexact
     ]
+    if full := len(report.texts_full):
+        lines.append(
+            f"texts      {full} checkpoints have as many as --max-texts let in: their zoo may have had more"
+        )
     if report.texts_apart:
         lines.append(
             "texts      differ within a folder: they lie in NAME.prompts.json beside these weights, which no build reads"

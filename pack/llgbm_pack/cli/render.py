@@ -121,6 +121,10 @@ def render_check(checked: Checked, *, verbose: bool) -> str:
         source = "--base BASE" if report.base else "--zoo ZOO"
         command = f"llgbm-pack repair {shlex.quote(report.path)} {source}"
         lines.append(f"`{command}` puts back what is missing or damaged, to the bit")
+        if not report.base:
+            lines.append(
+                "(of a set built with --parity one lost sample of each group comes back without --zoo)"
+            )
     return "\n".join([*lines, *_against(checked, verbose=verbose)])
 
 

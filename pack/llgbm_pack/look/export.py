@@ -54,6 +54,9 @@ class ExportReport:
     written: int  # files written
     standing: int  # files that an earlier run had written
     inexact: tuple[dict[str, str], ...]  # key, checkpoint, source_dtype and dtype of those the set holds cast
+    texts_full: tuple[
+        str, ...
+    ]  # checkpoints with as many texts as --max-texts let in: the zoo may have had more
     texts_apart: tuple[str, ...]  # checkpoints whose texts lie in a file of their own, which no build reads
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +67,8 @@ class ExportReport:
 def delta_directory(dest: Path) -> Path:
     """Where the deltas of an export go: beside its destination, with ``.deltas`` at the end of the name."""
     whole = dest.resolve() if dest.name in ("", "..") else dest.absolute()
+    if not whole.name:
+        raise UsageError("no directory can stand beside it", where=str(dest), do="Choose another DEST.")
     return whole.with_name(f"{whole.name}.deltas")
 
 
@@ -122,7 +127,12 @@ class _Work:
         self._opened, self._plan, self._note, self._progress = opened, plan, note, progress
         has_delta = opened.index(["has_delta"]).column("has_delta").to_pylist() if plan.items else []
         self._deltas = ExportedDeltas(
-            opened, [(item.checkpoint, item.number) for item in plan.items if has_delta[item.number]]
+            opened,
+            [
+                (item.checkpoint, item.number, item.delta_file)
+                for item in plan.items
+                if has_delta[item.number]
+            ],
         )
         self._total = sum(item.size for item in plan.items)
         self._done = 0
@@ -149,6 +159,7 @@ class _Work:
     def report(self, dest: str, deltas: str) -> ExportReport:
         """What was done."""
         names, dtype = ("key", "checkpoint", "source_dtype"), self._opened.layout.dtype
+        most = self._opened.record.options.get("max_texts")
         return ExportReport(
             set=self._opened.digest,
             dest=dest,
@@ -163,6 +174,7 @@ class _Work:
                 for item in self._plan.items
                 if not item.digest
             ),
+            texts_full=tuple(item.checkpoint for item in self._plan.items if item.num_texts == most),
             texts_apart=self._plan.apart,
         )
 

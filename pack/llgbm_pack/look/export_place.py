@@ -82,9 +82,10 @@ class Destination:
             self.standing.append(path)
         elif self.finished:
             raise UsageError(
-                "not the file that this export gives",
+                "not what this export gives, in a finished export or another zoo",
                 where=str(self.root / path),
                 expected=f"{size} bytes, digest {digest}",
+                got="another file" if (self.root / path).exists() else "no file",
                 do="Choose another DEST, or remove what is there.",
             )
         return right
@@ -144,7 +145,7 @@ def destination(root: Path, note: bytes, paths: Collection[str]) -> Iterator[Des
     """
     own = root / EXPORT_DIRECTORY
     with storage_errors(root):
-        if not own.is_dir() and _listed(root, paths):
+        if not own.is_dir() and _listed(root, paths, begun=False):
             finished = Destination(root, finished=True)
         else:
             finished = None
@@ -177,7 +178,7 @@ def _begun(root: Path, note: bytes, paths: Collection[str]) -> Destination:
             where=str(root),
             do="Run the command it was begun with, or choose another DEST.",
         )
-    if _listed(root, paths) and not noted:  # An export died in its last step.
+    if _listed(root, paths, begun=noted) and not noted:  # An export died in its last step.
         return Destination(root, finished=True)
     for leftover in root.rglob(f"{TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
@@ -186,8 +187,8 @@ def _begun(root: Path, note: bytes, paths: Collection[str]) -> Destination:
     return Destination(root, finished=False)
 
 
-def _listed(root: Path, paths: Collection[str]) -> list[Path]:
-    """All files below a directory that an export of these paths may have written, unfinished ones aside.
+def _listed(root: Path, paths: Collection[str], *, begun: bool) -> list[Path]:
+    """All files below a directory that an export of these paths may have written; where one has begun, temporary ones aside.
 
     Raises:
         UsageError: There are others.
@@ -203,7 +204,7 @@ def _listed(root: Path, paths: Collection[str]) -> list[Path]:
             folders.remove(EXPORT_DIRECTORY)
         for name in (*names, *folders):
             path = (place / name).relative_to(root).as_posix()
-            link, known = (place / name).is_symlink(), path in paths or name.startswith(TEMPORARY)
+            link, known = (place / name).is_symlink(), path in paths or (begun and name.startswith(TEMPORARY))
             if link or (name in names and not known):
                 raise _foreign(root, f"{path}, a link" if link else path)
         found += [place / name for name in names if not name.startswith(TEMPORARY)]

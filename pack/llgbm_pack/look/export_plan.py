@@ -37,6 +37,8 @@ class Item:
     config: str  # digest of its adapter_config.json, "" for none
     texts: str  # digest of its texts
     named: bool  # its texts are only its name
+    num_texts: int
+    delta_file: str  # name of the file its delta came from, "" where it has none
     config_file: str = ""  # the config it writes; "" where there is none, or another of its folder writes it
     texts_file: str = ""  # the file of texts it writes; "" likewise
 
@@ -141,6 +143,8 @@ def _item(opened: ShardSet, number: int) -> Item:
         texts=blake3_hex(texts_json(info)),
         # The zoo's own name is another where the tree is called otherwise: then the text is written down.
         named=info["text_source"] == "name" and info["checkpoint"] != ".",
+        num_texts=len(info["texts"]),
+        delta_file=info["delta"]["file"],
     )
 
 

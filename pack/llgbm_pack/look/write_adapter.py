@@ -56,6 +56,7 @@ def write_adapter(tokens: Tensor, dest: str | os.PathLike[str], *, like: Any) ->
     target = local_path("dest", dest)
     require(isinstance(like, tuple | list) and len(like) == 2, "like", _LIKE, like)
     opened = like[0] if isinstance(like[0], ShardSet) else ShardSet(like[0])
+    opened.require_weights()
     if tuple(tokens.shape) != opened.layout.tokens_shape:
         expected, got = f"{opened.layout.tokens_shape}", f"{tuple(tokens.shape)}"
         raise UsageError("tokens do not fit the set", where="tokens", expected=expected, got=got)

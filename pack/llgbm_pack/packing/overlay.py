@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -13,6 +14,10 @@ from llgbm_pack.plan.overlay import plan_overlay
 from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_pack.plan.values import Note
 from llgbm_shards.arguments import require
+from llgbm_shards.directory import Directory
+from llgbm_shards.errors import DamageError, UsageError
+from llgbm_shards.names import RECORD_NAME
+from llgbm_shards.record import read_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +65,23 @@ def overlay(options: OverlayOptions, *, progress: Progress | None = None) -> Ove
     """
     require(isinstance(options, OverlayOptions), "options", "OverlayOptions", options)
     start = time.monotonic()
+    _refuse_to_replace_weights(options)
     built = run_build(options, functools.partial(plan_overlay, options), progress)
     return _report(options, built, time.monotonic() - start)
+
+
+def _refuse_to_replace_weights(options: OverlayOptions) -> None:
+    """What an overlay has not is lost when it takes the place of a set with weights, and that may be all there is of them."""
+    if not (options.overwrite and (options.out / RECORD_NAME).exists()):
+        return
+    with contextlib.suppress(DamageError):
+        if not read_record(Directory(options.out)).base:
+            raise UsageError(
+                "OUT is a set with weights",
+                where=str(options.out),
+                expected="an overlay to replace",
+                do="Choose another OUT, or delete that set first.",
+            )
 
 
 def _report(options: OverlayOptions, built: Built, seconds: float) -> OverlayReport:

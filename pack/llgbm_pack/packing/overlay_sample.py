@@ -16,6 +16,7 @@ from llgbm_pack.packing.sample_parts import (
     readable,
     stale_notes,
 )
+from llgbm_pack.plan.overlay import damage_of_base
 from llgbm_pack.plan.values import InputFile, Note, PackContext, PlannedSample
 from llgbm_pack.sources.texts import Text, choose_texts, read_shared
 from llgbm_shards import members as codec
@@ -45,9 +46,11 @@ class OverlayPacker:
             PlanError: It cannot be, and no sample of the base can be left out.
             DamageError: Its json in the base is damaged.
         """
-        extent = self._json_of(planned)
+        with damage_of_base(self._base.path):
+            extent = self._json_of(planned)
+            info = self._read_json(extent)
         try:
-            return self._pack(planned, self._read_json(extent), extent.size)
+            return self._pack(planned, info, extent.size)
         except CheckpointError as error:
             do = f"{error.do} An overlay has every sample of its base.".lstrip()
             where = f"{planned.path}: {error.where}".removesuffix(": ")

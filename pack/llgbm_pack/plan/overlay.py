@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llgbm_pack.plan.assignment import Assignment
-from llgbm_pack.plan.deltas import DeltaPlan, join_and_verify
+from llgbm_pack.plan.deltas import DeltaPlan
+from llgbm_pack.plan.overlay_deltas import base_deltas
 from llgbm_pack.plan.overlay_options import OverlayOptions
 from llgbm_pack.plan.plan import Plan, fingerprint, make_jobs, plan_conditions
-from llgbm_pack.plan.same_reason import grouped
 from llgbm_pack.plan.values import PackContext, PlannedSample, SetPart
 from llgbm_pack.sources.text_files import read_text_file
 from llgbm_pack.sources.texts import dataset_file
 from llgbm_shards import ustar
-from llgbm_shards.errors import CheckpointError, PlanError, UsageError
+from llgbm_shards.errors import CheckpointError, DamageError, PlanError, UsageError
 from llgbm_shards.members import SUFFIX
-from llgbm_shards.names import SKIPPED_NAME, TOKENIZER_DIRECTORY
+from llgbm_shards.names import TOKENIZER_DIRECTORY
 from llgbm_shards.record import read_listed
 from llgbm_shards.shardset import ShardSet
-from llgbm_shards.skipped import skipped_checkpoints
 
 #: Bytes of a shard, about: many samples of a few KiB each.
 _SHARD_BYTES: Final = 64 << 20
@@ -44,6 +44,21 @@ def plan_overlay(options: OverlayOptions, out: Path | None = None, *, only: SetP
         DamageError: The base is unfinished or damaged.
         StorageError: Something cannot be read.
     """
+    with damage_of_base(options.base):
+        return _plan(options, out, only)
+
+
+@contextlib.contextmanager
+def damage_of_base(path: Path) -> Iterator[None]:
+    """For a block that reads the base: its damage is told with its path, for the overlay has files of the same names."""
+    try:
+        yield
+    except DamageError as error:
+        place = error.shard if error.shard == str(path) else str(path / error.shard)
+        raise error.as_(DamageError, shard=place, key=error.key, member=error.member) from error
+
+
+def _plan(options: OverlayOptions, out: Path | None, only: SetPart | None) -> Plan:
     base = _open(options)
     options = options.settled(base.record)
     table = base.index([*_COLUMNS, "json.size"])
@@ -52,10 +67,13 @@ def plan_overlay(options: OverlayOptions, out: Path | None = None, *, only: SetP
         for row in zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True)
     ]
     if only:
-        rows = [row for row in rows if row["checkpoint"] in only.paths]
-    deltas = _deltas(options, base, table, only)
+        paths = only.paths
+        rows = [row for row in rows if row["checkpoint"] in paths]
+    deltas = base_deltas(options, base, table, only)
     tokenizer, conditions, notes = plan_conditions(options, only)
     files = _text_files(options.texts, rows)
+    if options.texts and not (files or only):
+        raise _unusable(options.texts, "no file of any dataset of the base")
     samples = [_sample(row, base, deltas, files) for row in rows]
     without = {skip.checkpoint for skip in deltas.skipped}
     context = _context(options, base, out or options.out, conditions, deltas.width)
@@ -92,33 +110,6 @@ def _open(options: OverlayOptions) -> ShardSet:
     return base
 
 
-def _deltas(options: OverlayOptions, base: ShardSet, table: pa.Table, only: SetPart | None) -> DeltaPlan:
-    """Join by the paths that the base knows: packed checkpoints and skipped ones claim their own deltas.
-
-    Where the zoo lies is not known, so its place is one that there is not, of the zoo's name.
-    """
-    packed: list[str] = table.column("checkpoint").to_pylist()
-    skipped = skipped_checkpoints(read_listed(base.directory, base.record.file(SKIPPED_NAME)))
-    tasks = {
-        path: task
-        for path, task in zip(packed, table.column("task").to_pylist(), strict=True)
-        # Of a path of one component it may be what its prompts.json says, often the adapter's name.
-        if len(PurePosixPath(path).parts) > 1
-    }
-    zoo = Path("/", base.digest, str(base.record.options.get("zoo") or "zoo"))
-    wanted = packed if only is None else [path for path in packed if path in only.with_delta & only.paths]
-    plan = join_and_verify(wanted, [*packed, *skipped], tasks, zoo, options, only)
-    faults = [skip for skip in plan.skipped if skip.fault]
-    if faults and only is None:
-        raise PlanError(
-            f"{len(faults)} deltas cannot be used, and an overlay has every sample of its base",
-            where=str(options.deltas),
-            got="\n  " + "\n  ".join(grouped((skip.checkpoint, skip.reason) for skip in faults)),
-            do="\nMeasure them again; or take them out of the cache and say --missing-delta zeros.",
-        )
-    return plan
-
-
 def _text_files(texts: Path | None, rows: Sequence[Mapping[str, str]]) -> dict[str, Path]:
     """The file of newer texts of each checkpoint that has one; each file is read once, to refuse it now."""
     if texts is None:
@@ -137,10 +128,13 @@ def _text_files(texts: Path | None, rows: Sequence[Mapping[str, str]]) -> dict[s
             read_text_file(file)
         except CheckpointError as error:
             faults.append(str(error))
-    if faults or not files:
-        got = "\n  " + "\n  ".join(faults) if faults else "no file of any dataset of the base"
-        raise PlanError("texts cannot be used", where=str(texts), expected="DATASET.json of texts", got=got)
+    if faults:
+        raise _unusable(texts, "\n  " + "\n  ".join(faults))
     return files
+
+
+def _unusable(texts: Path, got: str) -> PlanError:
+    return PlanError("texts cannot be used", where=str(texts), expected="DATASET.json of texts", got=got)
 
 
 def _sample(

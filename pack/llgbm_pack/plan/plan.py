@@ -151,7 +151,8 @@ def make_plan(options: PackOptions, out: Path | None = None, *, only: SetPart | 
 def _candidates(listing: ZooListing, options: PackOptions, only: SetPart | None) -> Sequence[Candidate]:
     if only is None:
         return listing.checkpoints[: options.limit]
-    return [candidate for candidate in listing.checkpoints if candidate.path in only.paths]
+    paths = only.paths
+    return [candidate for candidate in listing.checkpoints if candidate.path in paths]
 
 
 def _claimants(whole: ZooListing, options: PackOptions, only: SetPart | None) -> list[str]:

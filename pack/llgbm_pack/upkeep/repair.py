@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from llgbm_pack.packing.lock import builder_lock, remove_lock
@@ -139,7 +140,7 @@ class _Repair:
         restorer = self._by_index(record, damaged) if index_sound else by_plan
         by_parity = ParityRestorer(ShardSet(self._options.out)) if index_sound else None
         for entry in (entry for entry in record.shards if entry.name in damaged):
-            self._attempt(entry.name, self._shard, entry, by_parity, restorer)
+            self._attempt(entry.name, self._shard, entry, by_parity, restorer, self._options.source(record))
         if not index_sound:
             self._index(record)
             if SKIPPED_NAME in damaged:
@@ -182,19 +183,25 @@ class _Repair:
         skipped = None if lost else known_skipped(self._options.out)
         return ShardRestorer(self._options, record, damaged, rows, skipped)
 
-    def _shard(self, entry: ShardEntry, by_parity: ParityRestorer | None, by_zoo: ShardRestorer) -> None:
+    def _shard(
+        self,
+        entry: ShardEntry,
+        by_parity: ParityRestorer | None,
+        by_source: ShardRestorer,
+        source: Path | None,
+    ) -> None:
         """Put one shard back by parity, and what that does not give by what the set was packed from."""
-        if by_parity is not None and (by_parity.groups or self._options.source is None):
+        if by_parity is not None and (by_parity.groups or source is None):
             self._say(f"putting {entry.name} back by parity")
             try:
                 by_parity.restore(entry)
             except (RepairError, StorageError):
-                if self._options.source is None:
+                if source is None:
                     raise
             else:
                 return
         self._say(f"packing {entry.name} again")
-        by_zoo.restore(entry)
+        by_source.restore(entry)
 
     def _parity(self, record: CommitRecord, damaged: set[str]) -> None:
         """Make damaged parity files anew; last, for they are made of sound shards and a sound index."""
@@ -236,7 +243,12 @@ class _Repair:
             restored = restore(*args, **kwargs)
         except (LockedError, DiskFullError):
             raise
-        except (RepairError, UsageError, StorageError) as error:
+        except (
+            RepairError,
+            UsageError,
+            StorageError,
+            DamageError,
+        ) as error:  # DamageError: of an overlay's base
             self.failed |= isinstance(error, StorageError)
             self.refused.append(Refusal(name, str(error).removeprefix(f"{name}: ")))
             return None

@@ -188,15 +188,17 @@ def _rows(out: Path, entry: ShardEntry) -> Iterable[dict[str, Any]]:
 
 
 def restore_skipped(out: Path, record: CommitRecord, restorer: ShardRestorer, packed: set[str]) -> None:
-    """Put the list of skipped checkpoints back, by planning the zoo anew.
+    """Put the list of skipped checkpoints back, by planning the zoo anew; that of an overlay is empty.
 
     Raises:
         RepairError: The zoo now gives another list.
         UsageError: The zoo no longer gives a plan.
     """
-    plan = restorer.plan
-    late = [sample for job in plan.jobs for sample in job.samples if sample.path not in packed]
-    skipped = [*plan.skipped, *(Skip(sample.path, restorer.skips_again(sample)) for sample in late)]
+    skipped: list[Skip] = []
+    if not record.base:
+        plan = restorer.plan
+        late = [sample for job in plan.jobs for sample in job.samples if sample.path not in packed]
+        skipped = [*plan.skipped, *(Skip(sample.path, restorer.skips_again(sample)) for sample in late)]
     data = skipped_json(sorted(skipped, key=lambda skip: skip.checkpoint))
     if blake3_hex(data) != record.file(SKIPPED_NAME).digest:
         raise RepairError(

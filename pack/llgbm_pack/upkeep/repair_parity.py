@@ -64,8 +64,10 @@ class ParityRestorer:
         why = "beyond what parity gives" if self.groups else "and the set has no parity"
         what = f"{len(gone)} of {entry.samples} samples are lost {why}: {_named(gone)}"
         what += f"; {len(back)} were put back: {_named(back)}" if back else ""
-        source = "its base: --base DIR" if self._set.record.base else "the zoo it was packed from: --zoo DIR"
-        return RepairError(what, where=entry.name, do=f"Give {source}.")
+        record = self._set.record
+        also = [name for name in ("deltas", "texts") if record.options.get(name)]
+        given = " ".join(f"--{name} DIR" for name in ("base" if record.base else "zoo", *also))
+        return RepairError(what, where=entry.name, do=f"Give what it was packed from: {given}.")
 
     def restore_parity(self, file: FileEntry, shard: str) -> None:
         """Make a parity file anew from its shard, which is sound.

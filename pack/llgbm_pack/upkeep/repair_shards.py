@@ -15,7 +15,7 @@ from llgbm_pack.packing.shard import make_packer
 from llgbm_pack.plan.assignment import Assignment
 from llgbm_pack.plan.option_values import pairs_option, path_option, tokenizer_option
 from llgbm_pack.plan.options import recorded_options
-from llgbm_pack.plan.overlay import plan_overlay
+from llgbm_pack.plan.overlay import damage_of_base, plan_overlay
 from llgbm_pack.plan.overlay_options import recorded_overlay
 from llgbm_pack.plan.plan import Plan, make_plan
 from llgbm_pack.plan.values import PlannedSample, SetPart
@@ -53,10 +53,9 @@ class RepairOptions:
     maps: tuple[tuple[str, str], ...] = ()  # its prefix rewrites: a set records no absolute paths
     expect_digest: str | None = None  # the digest that ``shardset.json`` must have; proves a lost one
 
-    @property
-    def source(self) -> Path | None:
-        """What the set was packed from, where it was given."""
-        return self.zoo or self.base
+    def source(self, record: CommitRecord) -> Path | None:
+        """What a set was packed from, where it was given."""
+        return self.base if record.base else self.zoo
 
     def __post_init__(self) -> None:
         for name in ("out", "zoo", "base", "deltas", "texts"):
@@ -210,7 +209,7 @@ def _refuse_missing(options: RepairOptions, record: CommitRecord) -> None:
     )
     if getattr(options, name) is None:
         raise RepairError(f"only {where} gives it back", do=f"Give it: --{name} DIR.")
-    if record.base and (actual := read_record(Directory(cast(Path, options.base))).digest) != record.base:
+    if record.base and (actual := _digest_of_base(cast(Path, options.base))) != record.base:
         raise UsageError(
             "not the set that it is an overlay of",
             where=str(options.base),
@@ -224,6 +223,11 @@ def _refuse_missing(options: RepairOptions, record: CommitRecord) -> None:
                 expected=f"--{name} DIR",
                 got=f"none; it was {record.options[name]}",
             )
+
+
+def _digest_of_base(base: Path) -> str:
+    with damage_of_base(base):
+        return read_record(Directory(base)).digest
 
 
 def _differences(sample: PackedSample, row: Row) -> str:

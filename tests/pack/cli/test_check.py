@@ -59,7 +59,9 @@ def test_the_installed_programs_exit_1_on_damage_without_torch(made):
 @pytest.mark.parametrize("spoil", [lambda shard: shard.unlink(), lambda shard: os.truncate(shard, 1000)])
 def test_damage_names_the_command_that_mends_it(made, spoil):
     spoil(made / SHARD)
-    assert f"`llgbm-pack repair {made} --zoo ZOO` puts back what is missing" in here("check", made).out
+    told = here("check", made).out
+    assert f"`llgbm-pack repair {made} --zoo ZOO` puts back what is missing" in told
+    assert "one lost sample of each group comes back without --zoo" in told
 
 
 def test_what_no_repair_can_mend_names_no_command(made, tmp_path):

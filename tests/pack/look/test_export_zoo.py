@@ -218,6 +218,42 @@ def test_deltas_beside_the_tree(tmp_path):
     assert first.equals(second)
 
 
+def test_packed_again_with_its_deltas_it_gives_the_same_shards(tmp_path):
+    """Ids of deltas are those of the cache they came from, which called the zoo by another path."""
+    paths = write_zoo(tmp_path / "zoo", 4)
+    write_deltas(tmp_path / "deltas", paths, prefix="somewhere/zoo")
+    pack(tmp_path, deltas=tmp_path / "deltas", parity=2)
+    export(tmp_path / "set", tmp_path / "new", everything=True, deltas=True)
+    again_from = PackOptions(
+        zoo=tmp_path / "new", deltas=tmp_path / "new.deltas", out=tmp_path / "second", workers=1, parity=2
+    )
+    build(again_from)
+    assert_same(tmp_path / "set", tmp_path / "second")
+
+
+@pytest.mark.parametrize("names", ["one", "out", "base"])
+def test_deltas_of_a_set_that_tells_no_sound_names_get_ids_of_their_paths(made, names):
+    def edit(key, members):
+        file = {"one": "0.npy", "out": f"../{key}.npy", "base": "base_activation.npy"}[names]
+        info = json.loads(members["json"])
+        return {**members, "json": json.dumps({**info, "delta": {**info["delta"], "file": file}}).encode()}
+
+    rewrite(made / "set", edit)
+    export(made / "set", made / "new", everything=True, deltas=True)
+    assert len(DeltaCache(made / "new.deltas").get_all_deltas()) == 6
+    assert len(list((made / "new.deltas").glob("*.npy"))) == 6
+
+
+def test_texts_that_a_limit_may_have_cut_are_told(tmp_path):
+    write_adapter(tmp_path / "zoo/t/long", 1, prompts=[str(number) for number in range(9)])
+    write_adapter(tmp_path / "zoo/t/short", 2)
+    pack(tmp_path, max_texts=4)
+    report = export(tmp_path / "set", tmp_path / "new", everything=True)
+    assert report.texts_full == ("t/long",)
+    done = here("export", tmp_path / "set", tmp_path / "new", "--all")
+    assert "1 checkpoints have as many as --max-texts let in" in done.out
+
+
 def test_a_cast_is_written_in_the_dtype_of_the_set_and_named(tmp_path):
     write_adapter(tmp_path / "zoo/t/wide", 1, dtype="float32")
     write_adapter(tmp_path / "zoo/t/plain", 2)
@@ -292,10 +328,31 @@ def test_foreign_files_are_refused(made, where):
     assert tree(made / where) == {"deep/mine": b"mine"}
 
 
+@pytest.mark.parametrize("name", [".tmp-mine", "alpha/.tmp-mine"])
+def test_a_temporary_file_of_somebody_else_is_not_removed(made, name):
+    (made / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+    (made / "new" / name).write_text("mine")
+    with pytest.raises(UsageError, match="files that this export does not write"):
+        export(made / "set", made / "new", everything=True)
+    assert tree(made / "new") == {name: b"mine"}
+
+
+def test_nothing_stands_beside_the_root(made):
+    done = here("export", made / "set", "/", "--all", "--deltas")
+    assert (done.code, "no directory can stand beside it" in done.err) == (2, True)
+
+
+def test_a_file_gone_from_a_finished_export_is_told(made):
+    export(made / "set", made / "new", everything=True)
+    (made / "new" / TASKS[0] / "run_000/adapter_config.json").unlink()
+    with pytest.raises(UsageError, match="got no file"):
+        export(made / "set", made / "new", everything=True)
+
+
 def test_another_file_in_a_finished_export_is_not_replaced(made):
     export(made / "set", made / "new", everything=True)
     (made / "new" / TASKS[0] / "run_000/adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="not the file that this export gives"):
+    with pytest.raises(UsageError, match="not what this export gives"):
         export(made / "set", made / "new", everything=True)
     assert (made / "new" / TASKS[0] / "run_000/adapter_config.json").read_text() == "{}"
 

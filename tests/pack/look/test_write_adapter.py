@@ -13,6 +13,7 @@ from llgbm_loader import ShardDataset
 from llgbm_pack import PackOptions, build, write_adapter
 from llgbm_shards import ShardSet
 from llgbm_shards.errors import UsageError
+from support.overlays import build_set, lay, write_sources
 from support.peft_files import lora, nameless_base, save
 from support.tiny_zoo import random_pairs, tree
 from support.tiny_zoo import write_adapter as write_checkpoint
@@ -111,3 +112,11 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         write_adapter(tokens, tmp_path / "set/made", like=like)
     assert not (tmp_path / "made").exists()
     assert tree(tmp_path / "mine") == {"file": b"mine"}
+
+
+def test_an_overlay_is_no_sample_to_be_like(tmp_path):
+    write_sources(tmp_path)
+    base = build_set(tmp_path, "base", "old", None)
+    lay(tmp_path, deltas=tmp_path / "new")
+    with pytest.raises(UsageError, match="an overlay has no weights"):
+        write_adapter(torch.zeros(base.layout.tokens_shape), tmp_path / "made", like=(tmp_path / "over", 0))

@@ -11,6 +11,7 @@ from llgbm_pack import DeltaCache
 from llgbm_pack.plan import overlay as plan_module
 from llgbm_shards import ShardSet, check
 from support.commands import here
+from support.damage import flipped
 from support.overlays import build_set, lay, new, write_sources
 from support.tiny_zoo import tree
 
@@ -82,7 +83,12 @@ def test_what_it_needs_is_said(own):
     spoil(own / "over" / FIRST)
     before = tree(own / "over")
     for options, said in (
-        ((), "samples are lost and the set has no parity"),
+        ((), "are lost and the set has no parity"),
+        ((), "Give what it was packed from: --base DIR --deltas DIR."),
+        (
+            ("--deltas", own / "new", "--zoo", own),
+            "Give what it was packed from: --base DIR --deltas DIR.",
+        ),
         (("--base", own / "base"), "packed with --deltas: expected --deltas DIR, got none; it was new"),
         (("--base", own / "over", "--deltas", own / "new"), "not the set that it is an overlay of"),
     ):
@@ -92,6 +98,48 @@ def test_what_it_needs_is_said(own):
         assert said in refused["reason"]
         assert tree(own / "over") == before
     assert "--base BASE" in here("check", own / "over").out
+
+
+def test_a_base_that_is_none_or_damaged_is_named_and_the_rest_is_put_back(made, own):
+    for name in (FIRST, "skipped.json"):
+        spoil(own / "over" / name)
+    (own / "empty").mkdir()
+    done = here(
+        "repair", own / "over", "--base", own / "empty", "--deltas", own / "new", "-q", "--format", "json"
+    )
+    assert (done.code, done.json["restored"]) == (1, ["skipped.json"])
+    assert done.json["refused"][0]["reason"].startswith(f"{own / 'empty'}: not a shard set")
+    base = ShardSet(own / "base")
+    extent = base.extents(ShardSet(own / "over").keys[0])[-1]
+    for damaged, said in (
+        (extent.shard, f"{own / 'base' / extent.shard} sample {extent.key} json: damaged"),
+        ("index.parquet", f"{own / 'base' / 'index.parquet'}: not the index that was committed"),
+    ):
+        with flipped(own / "base" / damaged, 8 * (extent.offset + 5)):
+            done = mend(own, *all_of(own))
+        assert done.code == 1
+        assert done.json["refused"][0]["reason"].startswith(said)
+    assert mend(own, *all_of(own)).code == 0
+    assert tree(own / "over") == tree(made / "over")
+
+
+def test_the_list_of_skipped_needs_no_base(made, own):
+    spoil(own / "over" / "skipped.json")
+    done = mend(own)
+    assert (done.code, done.json["restored"]) == (0, ["skipped.json"])
+    assert tree(own / "over") == tree(made / "over")
+
+
+def test_a_shard_of_datasets_without_newer_texts(own, monkeypatch):
+    monkeypatch.setattr(plan_module, "_SHARD_BYTES", 1)
+    (own / "texts").mkdir()
+    (own / "texts" / "alpha.json").write_text('[{"prompt": "newer"}]')
+    lay(own, texts=own / "texts", overwrite=True)
+    before = tree(own / "over")
+    index = ShardSet(own / "over").index(["shard", "task"]).to_pylist()
+    spoil(own / "over" / next(row["shard"] for row in index if row["task"] == "beta"))
+    assert mend(own, "--base", own / "base", "--texts", own / "texts").code == 0
+    assert tree(own / "over") == before
 
 
 def test_a_changed_delta_is_named(own):
@@ -126,4 +174,4 @@ def test_a_plain_set_still_needs_its_zoo(own):
     spoil(own / "base" / name)
     done = here("repair", own / "base", "--deltas", own / "old", "-q", "--format", "json")
     assert done.code == 1
-    assert "Give the zoo it was packed from: --zoo DIR." in done.json["refused"][0]["reason"]
+    assert "Give what it was packed from: --zoo DIR --deltas DIR." in done.json["refused"][0]["reason"]

@@ -109,7 +109,7 @@ def test_two_in_one_group_are_named_and_nothing_is_changed(made, out):
     before = tree(out)
     lost = keys(made, FIRST)
     reason = f"2 of 7 samples are lost beyond what parity gives: {lost[0]}, {lost[3]}. "
-    assert refused(out) == {FIRST: reason + "Give the zoo it was packed from: --zoo DIR."}
+    assert refused(out) == {FIRST: reason + "Give what it was packed from: --zoo DIR --deltas DIR."}
     assert tree(out) == before
 
 
@@ -277,7 +277,7 @@ def test_a_set_without_parity(tmp_path):
     flip(out / FIRST, stretches(out, FIRST)[1][0])
     done = here("repair", out, "-q")
     assert done.code == 1
-    assert f"{FIRST}: 1 of 3 samples are lost and the set has no parity: {key}. Give the zoo" in done.out
+    assert f"{FIRST}: 1 of 3 samples are lost and the set has no parity: {key}. Give what" in done.out
     assert here("repair", out, "--zoo", tmp_path / "zoo", "-q").code == 0
     assert tree(out) == sound
 
