@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from llgbm_loader.tensors import TORCH_DTYPE
 from llgbm_loader.views import WeightView
 from llgbm_shards.errors import UsageError
 from llgbm_shards.layout import PADDING_BITS
+
+#: Rows are widened in parts of this many bytes, which stay in a core's second-level cache until they are put in place.
+_WIDENED_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class HostGather:
         self._padding = PADDING_BITS[layout.dtype]
         self._scratch = scratch
         self._rows = weights if scratch is None else scratch
+        count = max(1, _WIDENED_BYTES // (layout.chunk * plan.dtype.itemsize))
+        self._wide = torch.empty(count, layout.chunk, dtype=plan.dtype)
 
     def take(self, first: int, block: NDArray[Any]) -> None:
         """Take the pieces from ``first`` on, bits (n, r, chunk), which stay as they are."""
@@ -93,12 +99,22 @@ class HostGather:
         if order is None:
             self._rows[first : first + len(block)].copy_(stored)
             return
-        wide = stored if self._rows.dtype == stored.dtype else stored.to(self._rows.dtype)
         places = order[first * block.shape[1] : (first + len(block)) * block.shape[1]]
         target = _whole_rows(self._rows)
-        target[places] = _whole_rows(wide)
+        start = 0
+        for part in self._widened(stored.flatten(0, 1)):
+            target[places[start : start + len(part)]] = _whole_rows(part)
+            start += len(part)
         if empty.any():
             target[places[empty.reshape(-1)]] = np.zeros((), target.dtype)
+
+    def _widened(self, rows: Tensor) -> Iterator[Tensor]:
+        """Rows in the dtype of the weights: as they are where that is the stored one, else part by part."""
+        if rows.dtype == self._wide.dtype:
+            yield rows
+            return
+        for part in torch.split(rows, len(self._wide)):
+            yield self._wide[: len(part)].copy_(part)
 
     def finish(self) -> None:
         """All pieces were taken."""

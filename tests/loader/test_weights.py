@@ -56,6 +56,7 @@ def equal(one, other):
 @pytest.mark.parametrize("device", ["host", "fake"])
 def test_batches_hold_the_weights(made, monkeypatch, view, dtype, fields, verify, frame, device):
     monkeypatch.setattr("llgbm_loader.reader.BLOCK_BYTES", 100)
+    monkeypatch.setattr("llgbm_loader.weights._WIDENED_BYTES", 48)
     if device == "fake":
         monkeypatch.setattr("llgbm_loader.stream.device_ops", lambda device: FakeOps())
     options = {"fields": fields, "dtype": dtype, "verify": verify, "frame": frame}
