@@ -118,6 +118,7 @@ class SampleReader:
                 key=key,
                 shard=(shard := int(places.shard[number])),
                 shard_name=selection.shards[shard].name,
+                set_path=selection.shards[shard].set_path,
                 offset=int(places.offset[number]),
                 size=int(places.size[number]),
                 xxh3_64=int(places.xxh3_64[number]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from llgbm_shards import ustar
 from llgbm_shards.errors import MEND, DamageError
@@ -18,6 +19,7 @@ class StoredMember:
     key: str  # the sample's
     shard: int  # number of its shard in the selection
     shard_name: str
+    set_path: Path  # of the set or overlay that the shard is of
     offset: int  # where its tar header starts in the shard
     size: int  # bytes of its data, array header included
     xxh3_64: int  # of its data
@@ -53,7 +55,7 @@ class StoredMember:
             member=SUFFIX[self.field],
             expected=expected,
             got=got,
-            do=MEND,
+            do=f"It is of {self.set_path}. {MEND}",
         )
 
 

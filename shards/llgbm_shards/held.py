@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -79,6 +80,11 @@ class HeldShard:
     def name(self) -> str:
         """Its file name."""
         return self.entry.name
+
+    @property
+    def set_path(self) -> Path:
+        """The directory of its set, for messages: shards of several sets have the same names."""
+        return self._directory.path
 
     def open(self, *, prove: bool = True) -> int:
         """A descriptor of the shard; the caller closes it.

@@ -173,6 +173,8 @@ def test_a_damaged_overlay_is_named(own):
         ShardDataset(own / "base", overlay=own / "over", split=None)[0]
     error = caught.value
     assert (error.shard, error.key, error.member) == (extent.shard, extent.key, "delta.npy")
+    # The base has a shard of this name too.
+    assert f"It is of {own / 'over'}." in error.do
     (own / "over" / extent.shard).unlink()
     with pytest.raises(DamageError, match="the shard is missing"):
         ShardDataset(own / "base", overlay=own / "over", split=None)[0]
