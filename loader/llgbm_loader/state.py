@@ -108,7 +108,7 @@ class StreamState:
         other = [name for name in mine if name not in saved or not _same(saved[name], mine[name])]
         if other:
             raise UsageError(
-                f"the state is of another {', '.join(other)}",
+                f"the state is of another loader, by its {', '.join(other)}",
                 expected=f"{ {name: mine[name] for name in other} }"[:300],
                 got=f"{ {name: saved.get(name) for name in other} }"[:300],
                 do="Open the loader as it was when the state was saved, or start from the beginning.",

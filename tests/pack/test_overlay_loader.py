@@ -193,7 +193,7 @@ def test_a_state_is_of_its_overlay(made):
     for other in ({"overlay": made / "deltas"}, {}):
         with (
             StreamingLoader(made / "base", **other, **OPTIONS) as loader,
-            pytest.raises(UsageError, match="the state is of another overlays"),
+            pytest.raises(UsageError, match="the state is of another loader, by its overlays"),
         ):
             loader.load_state_dict(state)
     with StreamingLoader(made / "base", overlay=made / "over", **OPTIONS) as loader:
