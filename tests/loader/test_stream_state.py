@@ -206,7 +206,7 @@ def test_a_state_of_something_else_is_refused_and_said_which(made, other, named)
 def test_a_state_of_another_set_is_refused(made, tmp_path):
     other = write_set(tmp_path / "other", 29, seed=1)
     state = StreamingLoader(other.path, **FAST).state_dict()
-    with pytest.raises(UsageError, match="of another sets"):
+    with pytest.raises(UsageError, match="by its sets"):
         StreamingLoader(made.path, **FAST).load_state_dict(state)
 
 
