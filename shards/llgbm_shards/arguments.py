@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Collection
 from numbers import Real
 from pathlib import Path
@@ -19,6 +20,7 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 #: No count of anything is larger; it is sys.maxsize, which people write for "no limit".
 MOST_COUNT: Final = 2**63 - 1
 _LONGEST: Final = 200
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}:/")
 #: Beyond these Python may refuse to print a number.
 _MOST_BITS: Final = 1024
 
@@ -92,7 +94,8 @@ def local_path(name: str, value: object) -> Path:
     """The value as a path that the file system could have.
 
     Raises:
-        UsageError: Neither a str nor a path of str; or with a NUL, or with what the system has no bytes for.
+        UsageError: Neither a str nor a path of str; or with a NUL, or with what the system has no bytes for; or a URL, which
+            would become a folder here.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     expected = "the path of a file or directory, a str or os.PathLike"
@@ -105,4 +108,10 @@ def local_path(name: str, value: object) -> Path:
     if not usable:
         expected = "characters that a file's name can have"
         raise UsageError("not a path", where=name, expected=expected, got=shown(value))
+    # A URL that went through a Path has one slash; a single letter is the drive of a Windows path.
+    if _URL.match(text):
+        do = "Copy it to a disk of this machine, or mount it."
+        raise UsageError(
+            "a URL, not a path", where=name, expected="a path on this machine", got=shown(text), do=do
+        )
     return Path(text)

@@ -68,9 +68,11 @@ def test_no_file_of_a_set_and_no_output_tells_them(tmp_path, url):
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_no_refusal_tells_them(tmp_path, url):
+def test_no_refusal_tells_them(tmp_path, monkeypatch, url):
     write_zoo(tmp_path / "zoo", 1)
+    monkeypatch.chdir(tmp_path)
     for args in (
+        ["build", tmp_path / "zoo", url],
         ["build", url, tmp_path / "out"],
         ["check", url],
         ["inspect", url],
@@ -80,6 +82,8 @@ def test_no_refusal_tells_them(tmp_path, url):
         done = here(*args)
         assert done.code in (2, 3)
         assert SECRET not in done.out + done.err
+    # Nor does one become a folder here.
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
