@@ -97,6 +97,7 @@ SAMPLE: Final[Schema] = {
     "task_type": str,
     "modules": Rows({"name": str, "rank": int, "scaling": float}, least=1),
     "weights_file": Form(re.compile(r"[^/\0]+\.safetensors"), "the name of a safetensors file"),
+    "prompts_task": str,
     "text_source": ("prompts.json", "probes", "texts-dir", "name"),
     "source_digest": _DIGEST,
     "exact": bool,

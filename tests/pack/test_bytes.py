@@ -22,20 +22,20 @@ from support.tiny_zoo import MODULES, TASKS, write_adapter
 COUNT = 7
 PYARROW = "26.0.1"
 #: Of the whole set without texts, as this pyarrow writes its index.
-DIGEST = "2c3046bb5ea2281f302f437c4eb4a58348b5b48d570c7566f2e9be138ebfe3fb"
+DIGEST = "4c8c3bf11ea4b759e5161f3f6dc39df359ba808837ff28dd3bdbc39e44b61d2d"
 PLAIN = {
-    "train-000000.tar": "22034631fe88463a41ef0b70e611e5672ea84747d0043db06c0176cce53a9c00",
-    "val-000000.tar": "006c5ba0a5e3482ebb0d2ab395191fc8aa47b246451b15b1d2fe7d13aa05b988",
-    "index.parquet": "4705ba4c50a5ae3132dbb8f70a1782f3e895a84f5c7e834831f69e7f2e781fa7",
-    "shardset.json": "8991e51301027b2924c811b6630d77b55b9223ed327053279a55c366c99725c7",
+    "train-000000.tar": "5bee1fdfd95c0f37f2a54b1fb685302f20e2d849603aa90532a845c62f105147",
+    "val-000000.tar": "486dc609bbdea9459269619d2ff5eddbc7e2da53bd854a3eeb4757bd7c8dc773",
+    "index.parquet": "46d8166c3ae82672deec8cdf0bb034f346c321d9c5ae45721b732b11ca619f1c",
+    "shardset.json": "5cbcedfe2ec7b610d580bcc352ad6d36b9c67b751edd99ceb7a87a5dc3194b06",
 }
 TEXTS = {
-    "train-000000.tar": "5d193fcce864fe9497691ec34fe014f110a38786fd090530f32ae909c07ace3e",
-    "train-000001.tar": "51dc0b3127ca7b60c2bc089111f92a7ec1ab60d2695152b1671cfdd37215271f",
-    "train-000002.tar": "bca7f19d839fcc39456e27d897f2ece8c6d804c9344c64fa6a76a46c4a6a4e14",
-    "val-000000.tar": "3d1d2b38c3ed53858a356ed2786049591fbf240f565f85e4c31f8e41a78516d3",
-    "index.parquet": "3cbe9c3d38700305665bff245049f4d9791b7c0a055a1d01a3343b3b82ef111c",
-    "shardset.json": "d24e350b42166c32b38d39b2dede0a1b702e9981277e8f71ff0014b5b4f95648",
+    "train-000000.tar": "6d92f12249a6f53017c9e173bb858f7b72ef74a7cfbd5423f12789c248a913b9",
+    "train-000001.tar": "007a43f846658f2e9e34b249aca558f9c53943b19e342a3af8bf153185e49c4f",
+    "train-000002.tar": "8bb35c6dd37590d7c71f7f6be71b628eed56f2f9fdbf1294e4524229d8d720c7",
+    "val-000000.tar": "989450563e87c358786ed664deabcde8fc9b09e1616a05d95106bb9135c101d4",
+    "index.parquet": "dae4fb5f2407fa382bdcf9b2b0fdddf6503e11aeebcc068531414eaf443f1bb7",
+    "shardset.json": "e2255e55b4a190fba3396738a09bdfc67060713e6e316e277d16fc42a7a6ea0a",
 }
 
 

@@ -272,6 +272,7 @@ def encode_sample(sample: Written, layout: Layout) -> list[EncodedMember]:
         "modules": [{"name": m.name, "rank": layout.rank, "scaling": 2.0} for m in layout.modules],
         "weights_file": "adapter_model.safetensors",
         "text_source": "name",
+        "prompts_task": "",
         "source_digest": digest,
         "exact": True,
         "source_dtype": layout.dtype,

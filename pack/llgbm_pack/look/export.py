@@ -192,7 +192,7 @@ class _Work:
         if item.config_file and config:
             place.put(item.path(item.config_file), [config])
         if item.texts_file:
-            place.put(item.path(item.texts_file), [texts_json(info, item.task)])
+            place.put(item.path(item.texts_file), [texts_json(info, item.prompts_task)])
         if deltas:
             self._deltas.write(item.checkpoint, info, deltas)
         with self._lock:

@@ -34,6 +34,7 @@ class Item:
     digest: str  # BLAKE3 of that file, "" where the set cannot give the source's bytes
     source_dtype: str  # of the file it was packed from
     task: str
+    prompts_task: str  # the task that its prompts.json names, "" when none
     config: str  # digest of its adapter_config.json, "" for none
     texts: str  # digest of its texts
     named: bool  # its texts are only its name
@@ -115,10 +116,10 @@ def read_small(opened: ShardSet, number: int) -> tuple[dict[str, Any], bytes, by
     return info, head, config
 
 
-def texts_json(info: dict[str, Any], task: str | None = None) -> bytes:
+def texts_json(info: dict[str, Any], task: str = "") -> bytes:
     """The prompts.json of a sample; without a task, what is compared to tell whether two have the same texts."""
     prompts, answers = ([text[side] for text in info["texts"]] for side in ("prompt", "answer"))
-    return dump_json({"prompts": prompts, "answers": answers, **({} if task is None else {"task": task})})
+    return dump_json({"prompts": prompts, "answers": answers, **({"task": task} if task else {})})
 
 
 def _item(opened: ShardSet, number: int) -> Item:
@@ -139,6 +140,7 @@ def _item(opened: ShardSet, number: int) -> Item:
         digest=info["source_digest"] if info["exact"] else "",
         source_dtype=info["source_dtype"],
         task=info["task"],
+        prompts_task=info["prompts_task"],
         config=blake3_hex(config) if config else "",
         texts=blake3_hex(texts_json(info)),
         # The zoo's own name is another where the tree is called otherwise: then the text is written down.
@@ -175,7 +177,7 @@ class _Texts:
         self.apart: list[str] = []
         #: Folder -> task that its prompts.json names.
         self.written = {
-            folder: next(item.task for item in items if not item.named)
+            folder: next(item.prompts_task for item in items if not item.named)
             for folder, items in by_folder.items()
             if not all(item.named for item in items) and _equal(item.texts for item in items)
         }
@@ -211,7 +213,7 @@ def _manifest(items: Sequence[Item], written: dict[str, str]) -> bytes:
     """manifest.json for the tasks that the paths and texts of the tree do not tell."""
     entries = []
     for item in items:
-        own = item.task if item.texts_file == PROMPTS else ""
+        own = item.prompts_task if item.texts_file == PROMPTS else ""
         if resolve_task(item.checkpoint, "", written.get(item.folder, own)) != item.task:
             entries.append({"path": item.checkpoint, "task": item.task})
     return dump_json(entries) if entries else b""

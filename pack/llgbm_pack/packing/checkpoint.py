@@ -79,7 +79,7 @@ class Packer:
         if kept_config != (config or b""):
             notes.append(f"{config_name}: a URL with credentials; the set holds it without these")
         members.append(codec.encode_source(source.head, kept_config))
-        info = describe(planned, adapter, source, kept, texts.source, delta, self.context.layout)
+        info = describe(planned, adapter, source, kept, texts, delta, self.context.layout)
         members.append(readable(codec.encode_json(info, members)))
         return Packed(
             sample=PackedSample(planned.key, members, columns(info)),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llgbm_pack.plan.values import PlannedSample
 from llgbm_pack.sources.adapter import Adapter
-from llgbm_pack.sources.texts import Text
+from llgbm_pack.sources.texts import CheckpointTexts, Text
 from llgbm_pack.sources.weights_file import Source
 from llgbm_shards.layout import Layout
 from llgbm_shards.npy import vector_norm
@@ -25,7 +25,7 @@ def describe(
     adapter: Adapter,
     source: Source,
     texts: tuple[Text, ...],
-    text_source: str,
+    read: CheckpointTexts,
     delta: NDArray[np.float32],
     layout: Layout,
 ) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def describe(
         "task": planned.task,
         "base_model": planned.base_model,
         "weights_file": planned.weights.name,
-        "text_source": text_source,
+        "text_source": read.source,
+        "prompts_task": read.task,
         "source_digest": source.digest,
         "exact": adapter.dtype == layout.dtype,
         "texts": describe_texts(texts),

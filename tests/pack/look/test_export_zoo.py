@@ -68,16 +68,19 @@ def again(root, **options):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_zoo_with_texts(tmp_path, dtype):
     write_zoo(tmp_path / "zoo", 4, dtype=dtype)
+    named = tmp_path / "zoo/beta/run_001/prompts.json"
+    named.write_text(json.dumps({**json.loads(named.read_text()), "task": "another"}))
     write_adapter(tmp_path / "zoo/alone", 9, dtype=dtype, prompts=())
     write_adapter(tmp_path / "zoo/alpha/run/adapter", 10, dtype=dtype)
     write_adapter(tmp_path / "zoo/alpha/run/checkpoint-3", 11, dtype=dtype, prompts=())
     pack(tmp_path)
     report = again(tmp_path)
     assert (report.checkpoints, report.inexact, report.texts_apart) == (7, (), ())
-    original, exported = (
-        json.loads((tmp_path / name / "alpha/run_000/prompts.json").read_text()) for name in ("zoo", "new")
-    )
-    assert exported == {**original, "task": "alpha"}
+    for path in ("alpha/run_000", "beta/run_001"):
+        original, exported = (
+            json.loads((tmp_path / name / path / "prompts.json").read_text()) for name in ("zoo", "new")
+        )
+        assert exported == original
     assert not (tmp_path / "new/alone/prompts.json").exists()
 
 
