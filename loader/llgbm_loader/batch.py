@@ -16,7 +16,7 @@ from llgbm_loader.conditions import ConditionMaker
 from llgbm_loader.options import ReadOptions, needed_members
 from llgbm_loader.reader import Row
 from llgbm_loader.ring import Buffer
-from llgbm_loader.tensors import TORCH_DTYPE
+from llgbm_loader.tensors import TORCH_DTYPE, bits
 from llgbm_loader.tokens import TokenPlan
 from llgbm_loader.views import WeightView
 from llgbm_loader.weights import WeightPlan
@@ -147,7 +147,7 @@ class HostBatch:
             for name in ("tokens", "weights")
         )
         return Row(
-            pieces=_bits(self.tensors[target][index]) if target in self.tensors else None,
+            pieces=bits(self.tensors[target][index]).numpy() if target in self.tensors else None,
             tokens=tokens,
             weights=weights,
             ranks=self._array("ranks", index),
@@ -211,8 +211,3 @@ class HostBatch:
 def _aligned(rows: int, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Bytes of a batch's tensor, up to where another one may begin."""
     return -(-rows * math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
-
-
-def _bits(tensor: Tensor) -> NDArray[Any]:
-    bits: NDArray[Any] = tensor.view(torch.int16 if tensor.itemsize == 2 else torch.int32).numpy()
-    return bits

@@ -1,4 +1,4 @@
-"""Dtypes of bodies by name, and what may be given for a tensor of numbers."""
+"""Dtypes of weights by name, their bits, and what may be given for a tensor of numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from torch import Tensor
 from llgbm_shards.arguments import shown
 from llgbm_shards.errors import UsageError
 
-#: The dtypes a body may have, by the layout's name for them.
+#: The dtypes that weights may have, by the layout's name for them.
 TORCH_DTYPE: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A view of a floating tensor as integers of the same width (numpy has no bfloat16)."""
+    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
 
 def is_dense(value: object) -> TypeGuard[Tensor]:

@@ -94,6 +94,8 @@ class WeightView:
         self.place: NDArray[np.int64] | None = None if self.order is None else np.argsort(self.order)
         #: (M,) positions in the module table, kind by kind.
         self._by_kind = np.array([at for stack in self.stacks for at in stack.modules], np.int64)
+        #: Position and name of each module, by layer number.
+        self._names = [(at, layout.modules[at].name) for at in _by_layer(layout)]
         self._there: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._flat = list(self._flat_places()) if view == "flat" else []
 
@@ -144,11 +146,10 @@ class WeightView:
         pairs: dict[int, tuple[Tensor, Tensor]] = {}
         for stack, (a, b) in self._stacked(weights):
             pairs |= zip(stack.modules, zip(a.unbind(-3), b.unbind(-3), strict=True), strict=True)
-        names = {at: self.layout.modules[at].name for at in _by_layer(self.layout)}
         each = ranks.unbind(-1)
         return {
-            "weights": {name: pairs[at] for at, name in names.items()},
-            "ranks": {name: each[at] for at, name in names.items()},
+            "weights": {name: pairs[at] for at, name in self._names},
+            "ranks": {name: each[at] for at, name in self._names},
         }
 
     def flatten(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
@@ -190,8 +191,8 @@ class WeightView:
         """Each kind with A (..., L, r, in) and B (..., L, out, r), views of gathered rows."""
         rank, start = self.layout.rank, 0
         for stack in self.stacks:
-            sides = []
-            for _, count in _sides([self.layout.modules[at] for at in stack.modules]):
+            sides, one = [], self.layout.modules[stack.modules[0]]
+            for count in (one.tokens_a, one.tokens_b):
                 end = start + len(stack.modules) * rank * count
                 part = rows[..., start:end, :]
                 sides.append(part.view(*part.shape[:-2], len(stack.modules), rank, -1))

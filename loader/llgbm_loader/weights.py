@@ -82,7 +82,8 @@ class HostGather:
         self._padding = PADDING_BITS[layout.dtype]
         self._scratch = scratch
         self._rows = weights if scratch is None else scratch
-        count = max(1, _WIDENED_BYTES // (layout.chunk * plan.dtype.itemsize))
+        widened = plan.dtype != plan.stored_dtype
+        count = max(1, _WIDENED_BYTES // (layout.chunk * plan.dtype.itemsize)) if widened else 0
         self._wide = torch.empty(count, layout.chunk, dtype=plan.dtype)
 
     def take(self, first: int, block: NDArray[Any]) -> None:

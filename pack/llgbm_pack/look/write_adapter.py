@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llgbm_loader.frame import unframe
-from llgbm_loader.tensors import require_values
+from llgbm_loader.tensors import bits, require_values
 from llgbm_pack.look.peft_config import generated_config
 from llgbm_pack.look.restore import Blank, blank_of
 from llgbm_pack.sources.directory import CONFIG, WEIGHTS
@@ -93,7 +92,7 @@ def _values(tokens: Tensor, blank: Blank, sample: Sample, layout: Layout) -> mem
             if lost := int((~matrix.isfinite()).sum()):
                 got = f"{lost} of {matrix.numel()} values are not finite"
                 raise UsageError("no adapter", where=f"tokens of {place.module.name}", got=got)
-            target[...] = _bits(matrix)
+            target[...] = bits(matrix).numpy().view(values.dtype)
     return data.data
 
 
@@ -106,11 +105,6 @@ def _refuse_empty_frames(tokens: Tensor, blank: Blank) -> None:
         if missing := [number for number in tokens_of if lost[number]]:
             got = f"NaN in the frame of {len(missing)} of {len(tokens_of)} tokens"
             raise UsageError("no adapter", where=f"tokens of {module.name}", got=got)
-
-
-def _bits(matrix: Tensor) -> NDArray[Any]:
-    same = torch.int32 if matrix.element_size() == 4 else torch.int16
-    return matrix.view(same).numpy().view(f"<u{matrix.element_size()}")
 
 
 def _write(target: Path, files: dict[str, list[Buffer]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from llgbm_loader.tensors import TORCH_DTYPE
+from llgbm_loader.tensors import TORCH_DTYPE, bits
 from llgbm_pack.packing.sample_json import columns, describe
 from llgbm_pack.packing.sample_parts import (
     Packed,
@@ -115,8 +115,7 @@ class Packer:
 
     def _weight_members(self) -> list[EncodedMember]:
         layout = self.context.layout
-        bits = self._pieces.view(torch.int32 if layout.itemsize == 4 else torch.int16).numpy()
-        pieces = codec.encode_pieces(bits.view(BIT_DTYPE[layout.dtype]), layout)
+        pieces = codec.encode_pieces(bits(self._pieces).numpy().view(BIT_DTYPE[layout.dtype]), layout)
         return [pieces, codec.encode_scales(self._scales.numpy(), layout)]
 
     def _read_texts(self, planned: PlannedSample) -> CheckpointTexts:

@@ -138,8 +138,8 @@ def collate_tuples(batch: Sequence[Sequence[Any]], names: Sequence[str]) -> dict
     return {**columns, "has_delta": torch.tensor(known)} if len(known) == len(batch) else columns
 
 
-def stack(tensors: Sequence[Tensor], where: str, out: Tensor | None = None) -> Tensor:
-    """Tensors of one shape, stacked along a new first dimension; in ``out`` where it is given."""
+def stack(tensors: Sequence[Tensor], where: str) -> Tensor:
+    """Tensors of one shape, stacked along a new first dimension."""
     shapes = dict.fromkeys(tuple(tensor.shape) for tensor in tensors)
     if len(shapes) > 1:
         raise UsageError(
@@ -148,7 +148,7 @@ def stack(tensors: Sequence[Tensor], where: str, out: Tensor | None = None) -> T
             got=" and ".join(map(str, list(shapes)[:4])),
             do="Batch only equal shapes: pad texts to max_length, keep adapters of one layout together.",
         )
-    return torch.stack(list(tensors), out=out)
+    return torch.stack(list(tensors))
 
 
 def common_keys(items: Sequence[Mapping[str, Any]], where: str) -> list[str]:

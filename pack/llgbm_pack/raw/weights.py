@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from llgbm_loader.collate import ByName
+from llgbm_loader.collate import ByName, join_samples
 from llgbm_loader.frame import unframe
 from llgbm_loader.views import VIEWS, WeightView
 from llgbm_loader.weights import WeightPlan
@@ -79,35 +79,13 @@ def tokenize_file(
 
 
 def collate_weights(values: Sequence[Any], where: str) -> Any:
-    """Weights or ranks of the items of a batch, stacked in the form of their view: a tensor, a pair, or a map of these.
-
-    The result is views of one tensor: a worker process sends each storage by a file descriptor of its own, and those
-    of hundreds of modules would be more than a process may have.
-    """
-    leaves = list(_leaves(values[0]))
-    flat = torch.empty(len(values) * sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype)
-    parts = iter(torch.split(flat, [len(values) * leaf.numel() for leaf in leaves]))
-    return _stack_into(values, parts, where)
-
-
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-        return
-    for part in value.values() if isinstance(value, Mapping) else value:
-        yield from _leaves(part)
-
-
-def _stack_into(values: Sequence[Any], parts: Iterator[Tensor], where: str) -> Any:
-    first = values[0]
-    if any(type(value) is not type(first) for value in values):
+    """Weights or ranks of the items of a batch, stacked in the form of their view: a tensor, or a map by name."""
+    if any(type(value) is not type(values[0]) for value in values):
         raise UsageError("items of different views in one batch", where=where)
-    if isinstance(first, Mapping):
-        names = common_keys(values, where)
-        return {name: _stack_into([value[name] for value in values], parts, name) for name in names}
-    if isinstance(first, tuple):
-        return tuple(_stack_into(side, parts, where) for side in zip(*values, strict=True))
-    return stack(values, where, out=next(parts).view(len(values), *first.shape))
+    if isinstance(values[0], ByName):
+        common_keys(values, where)
+        return join_samples(values)
+    return stack(values, where)
 
 
 def _read_tensors(weights: Path, where: str) -> dict[str, Tensor]:

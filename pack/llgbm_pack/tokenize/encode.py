@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llgbm_loader.body import make_body
-from llgbm_loader.tensors import TORCH_DTYPE
+from llgbm_loader.tensors import TORCH_DTYPE, bits
 from llgbm_pack.tokenize.moments import LARGEST, Float32s, decide, fold_moments
-from llgbm_pack.tokenize.tiles import Binder, Pairs, Work, bits, cut_batches
+from llgbm_pack.tokenize.tiles import Binder, Pairs, Work, cut_batches
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import PADDING_BITS, Layout
 

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from llgbm_loader.frame import FRAMES, ZERO_STDS, unframe
 from llgbm_loader.hostframe import BLOCK_BYTES, HostFramer
-from llgbm_loader.tensors import TORCH_DTYPE, is_dense, kind_of, require_values
+from llgbm_loader.tensors import TORCH_DTYPE, bits, is_dense, kind_of, require_values
 from llgbm_loader.tokens import TokenPlan
 from llgbm_pack.sources.peft_keys import pair_keys, peft_key
 from llgbm_pack.tokenize.decode import decode_body
 from llgbm_pack.tokenize.encode import PieceEncoder
 from llgbm_pack.tokenize.module_table import MOST_SIZE, make_layout
-from llgbm_pack.tokenize.tiles import bits
 from llgbm_shards.arguments import is_one_of, shown, whole_number
 from llgbm_shards.errors import CheckpointError, UsageError
 from llgbm_shards.layout import BIT_DTYPE, PADDING_BITS, TOKEN_ORDERS, Layout

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llgbm_loader.tensors import bits
 from llgbm_pack.tokenize.moments import Counts, Float64s
 from llgbm_shards.layout import Layout, Module
 
@@ -194,8 +195,3 @@ def _tile(cut: Cut, pair: tuple[Tensor, Tensor], target: Tensor, wide: Tensor) -
         copy=(bits(place).numpy(), bits(pieces).numpy()),
         wide=wide.view(source.shape),
     )
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """A view of a floating tensor as integers of the same width (numpy has no bfloat16)."""
-    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
