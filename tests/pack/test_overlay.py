@@ -307,6 +307,12 @@ def test_it_never_replaces_a_set_with_weights(own):
     ):
         lay(own, "fresh", deltas=own / "new", overwrite=True)
     assert tree(own / "fresh") == before
+    record = own / "fresh" / "shardset.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    before = tree(own / "fresh")
+    with pytest.raises(UsageError, match="OUT may be a set with weights: its commit record is damaged"):
+        lay(own, "fresh", deltas=own / "new", overwrite=True)
+    assert tree(own / "fresh") == before
     assert lay(own, "over", deltas=own / "new", overwrite=True).committed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections import Counter
@@ -74,14 +73,17 @@ def _refuse_to_replace_weights(options: OverlayOptions) -> None:
     """What an overlay has not is lost when it takes the place of a set with weights, and that may be all there is of them."""
     if not (options.overwrite and (options.out / RECORD_NAME).exists()):
         return
-    with contextlib.suppress(DamageError):
-        if not read_record(Directory(options.out)).base:
-            raise UsageError(
-                "OUT is a set with weights",
-                where=str(options.out),
-                expected="an overlay to replace",
-                do="Choose another OUT, or delete that set first.",
-            )
+    try:
+        what = "" if read_record(Directory(options.out)).base else "OUT is a set with weights"
+    except DamageError:
+        what = "OUT may be a set with weights: its commit record is damaged"
+    if what:
+        raise UsageError(
+            what,
+            where=str(options.out),
+            expected="an overlay to replace",
+            do="Choose another OUT, or delete that set first.",
+        )
 
 
 def _report(options: OverlayOptions, built: Built, seconds: float) -> OverlayReport:
